@@ -9,10 +9,37 @@ This module never imports pickle: payloads stay bytes here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from aiocluster.errors import ProtocolError
+from aiocluster.wire.checks import (
+    Check,
+    Rule,
+    amounts,
+    anything,
+    blob,
+    boolean,
+    both,
+    codes,
+    column,
+    column_blob,
+    column_text,
+    column_u64,
+    exactly,
+    i64,
+    keyed,
+    mapping,
+    no_rule,
+    number,
+    one_of,
+    plain_list,
+    positive,
+    rows_of,
+    same_length,
+    table,
+    text,
+    u64,
+)
 
 __all__ = [
     "MESSAGES",
@@ -29,6 +56,8 @@ __all__ = [
     "Hello",
     "KillWorker",
     "Message",
+    "MessageKind",
+    "Mode",
     "NodeBeat",
     "NodeDraining",
     "Outcomes",
@@ -48,75 +77,11 @@ __all__ = [
     "WorkerExited",
     "WorkerStarted",
     "Yielded",
+    "buffer_count",
     "decode",
     "fields_of",
+    "tag_of",
 ]
-
-Check = Callable[[Any], bool]
-
-U64 = 2**64 - 1
-
-
-def u64(value: Any) -> bool:
-    return type(value) is int and 0 <= value <= U64
-
-
-def boolean(value: Any) -> bool:
-    return type(value) is bool
-
-
-def number(value: Any) -> bool:
-    """A finite number that is not negative; a NaN fails both comparisons."""
-    return type(value) in (int, float) and 0 <= value <= 1e15
-
-
-def text(limit: int) -> Check:
-    return lambda value: type(value) is str and len(value) <= limit
-
-
-def blob(value: Any) -> bool:
-    return type(value) is bytes
-
-
-def exactly(size: int) -> Check:
-    return lambda value: type(value) is bytes and len(value) == size
-
-
-def column_u64(value: Any) -> bool:
-    return type(value) is list and (not value or (set(map(type, value)) == {int} and min(value) >= 0 and max(value) <= U64))
-
-
-def column_blob(value: Any) -> bool:
-    return type(value) is list and (not value or set(map(type, value)) == {bytes})
-
-
-def column_text(value: Any) -> bool:
-    return type(value) is list and (not value or set(map(type, value)) == {str})
-
-
-def table(*checks: Check) -> Check:
-    """A list of rows, each a list with one entry for each check: for what only few entries of a frame have."""
-
-    def check(value: Any) -> bool:
-        return type(value) is list and all(
-            type(row) is list and len(row) == len(checks) and all(one(field) for one, field in zip(checks, row, strict=True))
-            for row in value
-        )
-
-    return check
-
-
-def mapping(value: Any) -> bool:
-    """A map from short text to plain scalars, for settings and figures."""
-    return type(value) is dict and all(
-        type(key) is str and len(key) <= 64 and (item is None or type(item) in (bool, int, float, str, bytes))
-        for key, item in value.items()
-    )
-
-
-def anything(value: Any) -> bool:
-    """Plain msgpack data whose meaning is checked by its reader."""
-    return True
 
 
 class CallStatus:
@@ -320,8 +285,8 @@ class DropFunctions(NamedTuple):
 class Calls(NamedTuple):
     """Manager to worker: calls, in the order in which they start; the first has serial `first_serial`, the next one more.
 
-    `timeouts`: rows of index and microseconds left. `buffers`: rows of index and how many of the frame's buffers belong to it.
-    `names`: rows of index and name, for calls that were given one.
+    `timeouts`: rows of index and microseconds left. `buffers`: rows of index and how many of the frame's buffers belong to it (at
+    least one). `names`: rows of index and name, for calls that were given one. In all three the indexes ascend.
     """
 
     first_serial: int
@@ -450,39 +415,133 @@ Message = (
     | Answer
 )
 
+
+class MessageKind(NamedTuple):
+    """One row of the table: the message's type, the check of each field, and how its fields must agree."""
+
+    type: type[Any]
+    checks: tuple[Check, ...]
+    rule: Rule = no_rule
+
+
 short = text(256)
 reason = text(4096)
+role = one_of("agent", "worker")
+refusal = one_of("version", "cluster", "stale", "unknown", "closing", "protocol")
+statuses = codes(CallStatus.LAST)
+modes = codes(Mode.ALL)
+counts = table(u64, positive)
+options = keyed(
+    timeout_s=number,
+    retries=u64,
+    idempotent=boolean,
+    workers=column_u64,
+    resources=amounts,
+    priority=i64,
+    name=short,
+)
+results = both(same_length("ids", "statuses", "payloads"), rows_of("ids", "buffers"))
 
-MESSAGES: dict[int, tuple[type[Any], tuple[Check, ...]]] = {
-    1: (Hello, (short, short, u64, short, short, short, u64, short, u64, exactly(16), u64, boolean)),
-    2: (Welcome, (u64, mapping)),
-    3: (Refused, (short, reason, short, short)),
-    4: (Ack, (u64,)),
-    16: (StartWorkers, (column_u64,)),
-    17: (StopWorker, (u64, number)),
-    18: (KillWorker, (u64, reason)),
-    19: (Shutdown, (number,)),
-    20: (Beat, (u64,)),
-    21: (NodeBeat, (u64, mapping, table(u64, short, number, u64, u64))),
-    22: (WorkerStarted, (u64, u64)),
-    23: (WorkerExited, (u64, reason, boolean, u64, u64, u64, u64, column_u64, blob, column_blob)),
-    24: (StartGaveUp, (column_u64, reason, column_text)),
-    25: (NodeDraining, (reason, number)),
-    26: (Output, (u64, u64, column_u64, column_text)),
-    27: (FlushOutput, (u64, u64)),
-    28: (OutputFlushed, (u64,)),
-    32: (Functions, (column_u64, column_blob, column_blob, column_text)),
-    33: (DropFunctions, (column_u64,)),
-    34: (Calls, (u64, column_u64, column_u64, blob, column_blob, table(u64, u64), table(u64, u64), table(u64, short))),
-    35: (Results, (column_u64, blob, column_blob, table(u64, u64), table(u64, u64, u64))),
-    36: (CancelCalls, (column_u64, boolean)),
-    37: (Recall, (u64,)),
-    38: (Returned, (column_u64,)),
-    39: (Yielded, (u64,)),
-    40: (Resumed, (u64,)),
-    41: (Submit, (column_u64, column_u64, column_u64, blob, column_blob, table(u64, mapping), table(u64, u64))),
-    42: (Outcomes, (column_u64, blob, column_blob, column_u64, table(u64, u64))),
-    43: (Ask, (u64, short, anything)),
-    44: (Answer, (u64, boolean, anything, blob)),
+
+def _hello(message: Hello) -> str | None:
+    return None if (message.role == "agent") == (message.worker_id == 0) else "worker_id does not fit the role"
+
+
+MESSAGES: dict[int, MessageKind] = {
+    1: MessageKind(Hello, (role, short, u64, short, short, short, u64, short, u64, exactly(16), u64, boolean), _hello),
+    2: MessageKind(Welcome, (u64, mapping)),
+    3: MessageKind(Refused, (refusal, reason, short, short)),
+    4: MessageKind(Ack, (u64,)),
+    16: MessageKind(StartWorkers, (column_u64,)),
+    17: MessageKind(StopWorker, (u64, number)),
+    18: MessageKind(KillWorker, (u64, reason)),
+    19: MessageKind(Shutdown, (number,)),
+    20: MessageKind(Beat, (u64,)),
+    21: MessageKind(NodeBeat, (u64, mapping, table(u64, short, number, u64, u64))),
+    22: MessageKind(WorkerStarted, (u64, u64)),
+    23: MessageKind(
+        WorkerExited,
+        (u64, reason, boolean, u64, u64, u64, u64, column_u64, statuses, column_blob),
+        same_length("ids", "statuses", "payloads"),
+    ),
+    24: MessageKind(StartGaveUp, (column_u64, reason, column_text)),
+    25: MessageKind(NodeDraining, (reason, number)),
+    26: MessageKind(Output, (u64, one_of(1, 2), column_u64, column_text), same_length("calls", "lines")),
+    27: MessageKind(FlushOutput, (u64, u64)),
+    28: MessageKind(OutputFlushed, (u64,)),
+    32: MessageKind(
+        Functions,
+        (column_u64, column(exactly(16)), column_blob, column(short)),
+        same_length("ids", "hashes", "payloads", "names"),
+    ),
+    33: MessageKind(DropFunctions, (column_u64,)),
+    34: MessageKind(
+        Calls,
+        (u64, column_u64, column_u64, modes, column_blob, table(u64, u64), counts, table(u64, short)),
+        both(same_length("ids", "functions", "modes", "payloads"), rows_of("ids", "timeouts", "buffers", "names")),
+    ),
+    35: MessageKind(Results, (column_u64, statuses, column_blob, counts, table(u64, u64, u64)), results),
+    36: MessageKind(CancelCalls, (column_u64, boolean)),
+    37: MessageKind(Recall, (u64,)),
+    38: MessageKind(Returned, (column_u64,)),
+    39: MessageKind(Yielded, (u64,)),
+    40: MessageKind(Resumed, (u64,)),
+    41: MessageKind(
+        Submit,
+        (column_u64, column_u64, column_u64, modes, column_blob, table(u64, options), counts),
+        both(same_length("ids", "parents", "functions", "modes", "payloads"), rows_of("ids", "options", "buffers")),
+    ),
+    42: MessageKind(
+        Outcomes, (column_u64, statuses, column_blob, column_u64, counts), both(results, same_length("ids", "workers"))
+    ),
+    43: MessageKind(Ask, (u64, short, plain_list)),
+    44: MessageKind(Answer, (u64, boolean, anything, blob)),
 }
-"""Tag to message and the check of each field. A tag is never given to another message: a new meaning takes a new tag."""
+"""Tag to message and what it must be. A tag is never given to another message: a new meaning takes a new tag."""
+
+_TAGS: dict[type[Any], int] = {kind.type: tag for tag, kind in MESSAGES.items()}
+_WITH_BUFFERS = frozenset((Calls, Results, Submit, Outcomes))
+
+
+def tag_of(message: Message) -> int:
+    """The number that stands for the message's type on the wire."""
+    return _TAGS[type(message)]
+
+
+def fields_of(message: Message) -> list[Any]:
+    """The header of a message without the sizes: its tag and its fields, as plain data for msgpack."""
+    return [_TAGS[type(message)], *message]
+
+
+def buffer_count(message: Message) -> int:
+    """How many buffers a frame with this message must carry."""
+    if type(message) in _WITH_BUFFERS:
+        return sum(row[1] for row in message.buffers)  # type: ignore[union-attr]
+    return 0
+
+
+def decode(fields: Any) -> Message:
+    """The message that a header says, with every field checked, so that nothing behind it meets a surprise.
+
+    Args:
+        fields: what msgpack decoded, without the sizes at its end; the first entry is the tag.
+
+    Raises:
+        ProtocolError: it is no message of the table; the text names the field and never what stood in it.
+    """
+    if type(fields) is not list or not fields or type(fields[0]) is not int:
+        raise ProtocolError("a header is not an array that begins with a tag")
+    kind = MESSAGES.get(fields[0])
+    if kind is None:
+        raise ProtocolError("a header has an unknown tag")
+    if len(fields) != len(kind.checks) + 1:
+        raise ProtocolError(f"{kind.type.__name__} has the wrong number of fields")
+    values = fields[1:]
+    for index, check in enumerate(kind.checks):
+        if not check(values[index]):
+            raise ProtocolError(f"{kind.type.__name__}.{kind.type._fields[index]} is not what the protocol allows")
+    message: Message = kind.type._make(values)
+    complaint = kind.rule(message)
+    if complaint is not None:
+        raise ProtocolError(f"{kind.type.__name__}: {complaint}")
+    return message
