@@ -1,0 +1,91 @@
+"""aiocluster: an asyncio program on more than one process or machine.
+
+Everything public is named here and imported when it is first used, so that `import aiocluster` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from aiocluster._version import __version__
+from aiocluster.errors import (
+    AioclusterError,
+    AuthenticationError,
+    CallTimeout,
+    ClusterClosed,
+    LaunchError,
+    NodeReport,
+    Overloaded,
+    ProtocolError,
+    RemoteError,
+    RemoteTraceback,
+    Unschedulable,
+    VersionMismatch,
+    WorkerLost,
+)
+
+if TYPE_CHECKING:
+    from aiocluster.cluster import Cluster, Worker, run
+    from aiocluster.config import Settings
+    from aiocluster.context import get_cluster, get_worker
+    from aiocluster.core.effects import Event
+    from aiocluster.futures import Future
+    from aiocluster.remote import remote
+    from aiocluster.status import Status, WorkerStats
+
+_HOMES = {
+    "Cluster": "aiocluster.cluster",
+    "Worker": "aiocluster.cluster",
+    "run": "aiocluster.cluster",
+    "Settings": "aiocluster.config",
+    "get_cluster": "aiocluster.context",
+    "get_worker": "aiocluster.context",
+    "Event": "aiocluster.core.effects",
+    "Future": "aiocluster.futures",
+    "remote": "aiocluster.remote",
+    "Status": "aiocluster.status",
+    "WorkerStats": "aiocluster.status",
+}
+
+__all__ = [
+    "AioclusterError",
+    "AuthenticationError",
+    "CallTimeout",
+    "Cluster",
+    "ClusterClosed",
+    "Event",
+    "Future",
+    "LaunchError",
+    "NodeReport",
+    "Overloaded",
+    "ProtocolError",
+    "RemoteError",
+    "RemoteTraceback",
+    "Settings",
+    "Status",
+    "Unschedulable",
+    "VersionMismatch",
+    "Worker",
+    "WorkerLost",
+    "WorkerStats",
+    "__version__",
+    "get_cluster",
+    "get_worker",
+    "remote",
+    "run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'aiocluster' has no attribute {name!r}")
+    import importlib
+
+    value = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,144 @@
+"""A call as the core sees it: what is to run, under which options, and where it stands."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from aiocluster.core.functions import FunctionEntry
+
+if TYPE_CHECKING:
+    from aiocluster.core.places import Lane
+    from aiocluster.core.pools import OwnPool, Pool
+
+__all__ = ["DEFAULT_OPTIONS", "Call", "CallOptions", "CallState", "MAX_KILLS"]
+
+MAX_KILLS = 3
+"""A call that has killed so many workers is blamed: it is not tried on a fourth."""
+
+
+class CallState(enum.IntEnum):
+    """Where a call stands. Only `ENDED` is final, and a call gets there exactly once."""
+
+    WAITING = 0
+    """In a queue of the manager."""
+    SENT = 1
+    """On a worker: it may have started."""
+    ENDED = 2
+    """Its outcome is known to its caller."""
+    ABANDONED = 3
+    """Its outcome is known to its caller (cancelled, out of time), but the worker still holds its slot."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CallOptions:
+    """What `Cluster.options` sets; validated here, shared by all calls made through one view."""
+
+    timeout_s: float | None = None
+    retries: int = 0
+    idempotent: bool = False
+    workers: frozenset[int] | None = None
+    resources: Mapping[str, float] = field(default_factory=dict)
+    priority: int = 0
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.timeout_s is not None and not self.timeout_s >= 0:
+            raise ValueError(f"timeout must be a number of seconds, 0 or more, not {self.timeout_s!r}")
+        if self.retries < 0:
+            raise ValueError(f"retries must be 0 or more, not {self.retries!r}")
+        if self.workers is not None and not self.workers:
+            raise ValueError("workers must name at least one worker")
+        for name, amount in self.resources.items():
+            if not amount > 0:
+                raise ValueError(f"resource {name!r} must be asked for in a positive amount, not {amount!r}")
+
+    @property
+    def demand(self) -> tuple[tuple[str, float], ...]:
+        """The resources in one canonical, hashable form."""
+        return tuple(sorted(self.resources.items()))
+
+
+DEFAULT_OPTIONS = CallOptions()
+
+
+class Call:
+    """One remote execution. `handle` is the shell's own; the core never looks into it."""
+
+    __slots__ = (
+        "buffers",
+        "deadline",
+        "function",
+        "handle",
+        "id",
+        "items",
+        "kills",
+        "lane",
+        "mode",
+        "options",
+        "origin",
+        "payload",
+        "pool",
+        "retries_left",
+        "serial",
+        "size",
+        "state",
+        "weight",
+        "yielded",
+    )
+
+    def __init__(
+        self,
+        id: int,
+        function: FunctionEntry,
+        payload: bytes,
+        buffers: Sequence[Any] = (),
+        options: CallOptions = DEFAULT_OPTIONS,
+        mode: int = 0,
+        items: int = 1,
+        origin: int = 0,
+        handle: Any = None,
+    ) -> None:
+        self.id = id
+        self.function = function
+        self.payload = payload
+        self.buffers = buffers
+        self.options = options
+        self.mode = mode
+        self.items = items
+        self.origin = origin
+        """The worker that made the call, 0 for the manager's own program."""
+        self.handle = handle
+        self.state = CallState.WAITING
+        self.deadline: float | None = None
+        self.pool: Pool | OwnPool | None = None
+        """The pool it waits in, or came from."""
+        self.lane: Lane | None = None
+        """Where it was sent."""
+        self.serial = 0
+        self.weight = 0.0
+        self.retries_left = options.retries
+        self.kills = 0
+        self.yielded = False
+        self.size = len(payload) if not buffers else len(payload) + sum(len(one) for one in buffers)
+
+    @property
+    def name(self) -> str:
+        """What errors and people call it."""
+        return self.options.name or self.function.name
+
+    def may_run_again(self) -> bool:
+        """True if its options allow another go after one that may have run; uses up a retry."""
+        if self.kills >= MAX_KILLS:
+            return False
+        if self.options.idempotent:
+            return True
+        if self.retries_left > 0:
+            self.retries_left -= 1
+            return True
+        return False
+
+    def __repr__(self) -> str:
+        return f"<Call {self.id} {self.name} {self.state.name}>"

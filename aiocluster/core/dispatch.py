@@ -1,0 +1,506 @@
+"""Dispatch: which call runs where and when, and how each one ends.
+
+Inputs are method calls; outputs are what they return: batches to send, calls that ended. The shell encodes, sends and resolves
+futures. Every call that is accepted by `submit` is returned exactly once: by `finished`, `cancel`, `expire`, `worker_lost`,
+`sweep` or `close`.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from aiocluster.config import Settings
+from aiocluster.core.calls import Call, CallState
+from aiocluster.core.functions import FunctionTable
+from aiocluster.core.places import LaneKind, WorkerPlace
+from aiocluster.core.pools import Demand, OwnPool, Pool
+from aiocluster.errors import AioclusterError, CallTimeout, ClusterClosed, Overloaded, Unschedulable, WorkerLost
+
+__all__ = ["Dispatch", "Ended", "Verdict"]
+
+SENT, ENDED, WAITING, ABANDONED = CallState.SENT, CallState.ENDED, CallState.WAITING, CallState.ABANDONED
+CHUNK = 1
+
+RECALL_LOAD_S = 0.0003
+"""Work worth calling back: less is done before the question has gone there and back."""
+RECALL_AFTER_S = 0.001
+"""A worker that has finished nothing for so long may sit on a call far longer than its estimate."""
+
+
+class Verdict(NamedTuple):
+    """What is known about a worker that is gone.
+
+    `recorded`: its flight recorder was read, so `sync_started`, `sync_finished`, `async_started` (call serials) and `item` (items
+    of a running chunk that had started) are facts. `crashed`: it ended by itself, so the call it ran is to blame.
+    """
+
+    cause: str
+    recorded: bool = False
+    crashed: bool = False
+    sync_started: int = 0
+    sync_finished: int = 0
+    async_started: int = 0
+    item: int = 0
+
+
+class Ended(NamedTuple):
+    """A call that ended without a result. For a chunk, `item` items had started when its worker died, and `running` says
+    whether the last of them was running then."""
+
+    call: Call
+    error: AioclusterError
+    item: int = 0
+    running: bool = False
+
+
+class Dispatch:
+    """The calls and workers of one cluster."""
+
+    def __init__(self, settings: Settings, functions: FunctionTable) -> None:
+        self._settings = settings
+        self._functions = functions
+        self._wakes: dict[Pool | OwnPool, None] = {}
+        self._stacked: dict[WorkerPlace, None] = {}
+        self._touched: dict[WorkerPlace, None] = {}
+        self.places: dict[int, WorkerPlace] = {}
+        self._general = tuple(Pool(kind, None, (), self._wakes) for kind in LaneKind)
+        self._pools: dict[tuple[LaneKind, frozenset[int] | None, Demand], Pool] = {
+            (pool.kind, None, ()): pool for pool in self._general
+        }
+        self._lost: dict[int, str] = {}
+        self._expecting = False
+        self._closed: ClusterClosed | None = None
+        self._deadlines: list[tuple[float, int, Call]] = []
+        self._dead_deadlines = 0
+        self._recall_at: float | None = None
+        self.pending_calls = 0
+        self.pending_bytes = 0
+        self.ended_calls = 0
+
+    # --- workers ---------------------------------------------------------------------------------------------------------
+
+    def add_worker(self, id: int, resources: Mapping[str, float], now: float) -> WorkerPlace:
+        """A worker has joined. It takes calls that name it alone; `open_worker` lets it take all."""
+        place = WorkerPlace(id, resources, self._settings, self._stacked, now)
+        place.own = OwnPool(place, self._wakes)
+        for lane in place.lanes:
+            lane.pools.append(place.own)
+        self.places[id] = place
+        place.accepting = True
+        place.update()
+        return place
+
+    def open_worker(self, id: int) -> None:
+        """From now on the worker takes any call that it is eligible for."""
+        place = self.places[id]
+        for pool in self._pools.values():
+            if pool.admits(place) and pool not in place.lanes[pool.kind].pools:
+                pool.join(place)
+
+    def close_worker(self, id: int) -> None:
+        """The worker drains: it takes no more calls, and keeps those it has."""
+        place = self.places[id]
+        place.accepting = False
+        place.update()
+        for lane in place.lanes:
+            for pool in lane.pools[:]:
+                if isinstance(pool, Pool):
+                    pool.leave(place)
+
+    def set_accepting(self, id: int, accepting: bool) -> None:
+        """Whether the worker's link stands and can take more bytes."""
+        place = self.places[id]
+        place.accepting = accepting
+        place.update()
+
+    def expect(self, expecting: bool) -> list[Ended]:
+        """Whether more workers are on their way. When none are, calls that nobody can take end as `Unschedulable`."""
+        self._expecting = expecting
+        return [] if expecting else self._sweep()
+
+    def worker_lost(self, id: int, verdict: Verdict, now: float) -> list[Ended]:
+        """The worker is gone: calls that never started move, the others end or run again, as their options say."""
+        place = self.places.pop(id)
+        self._lost[id] = verdict.cause
+        place.accepting = False
+        self._stacked.pop(place, None)
+        self._touched.pop(place, None)
+        for lane in place.lanes:
+            for pool in lane.pools[:]:
+                if isinstance(pool, Pool):
+                    pool.leave(place)
+        self._wakes.pop(place.own, None)
+        ended: list[Ended] = []
+        again: list[Call] = []
+        for call in place.inflight.values():
+            if call.state is ABANDONED:
+                self._forget(call)
+                continue
+            started, running = _judge(call, verdict)
+            if not started:
+                again.append(call)
+                continue
+            if running and verdict.crashed:
+                call.kills += 1
+            is_chunk = bool(call.mode & CHUNK)
+            if not is_chunk and call.may_run_again():
+                again.append(call)
+                continue
+            cause = verdict.cause
+            if call.kills > 1:
+                cause += f"; the call has killed {call.kills} workers and is blamed"
+            error = WorkerLost(id, cause, maybe_executed=True, call=call.name)
+            ended.append(self._end(call, Ended(call, error, verdict.item if is_chunk else 0, running)))
+        place.inflight.clear()
+        for call in reversed(again):
+            call.lane = None
+            call.yielded = False
+            call.state = WAITING
+            assert call.pool is not None
+            if call.pool is place.own:
+                error = WorkerLost(id, verdict.cause, maybe_executed=False, call=call.name)
+                ended.append(self._end(call, Ended(call, error)))
+                continue
+            call.pool.queue.append_left(call)
+            call.pool.wake()
+        for call in place.own.queue.drain():
+            error = WorkerLost(id, verdict.cause, maybe_executed=False, call=call.name)
+            ended.append(self._end(call, Ended(call, error)))
+        if not self._expecting:
+            ended.extend(self._sweep())
+        return ended
+
+    # --- calls -----------------------------------------------------------------------------------------------------------
+
+    def submit(self, call: Call, now: float) -> AioclusterError | None:
+        """Accept a call, or say why not. An accepted call is returned exactly once by another method."""
+        settings = self._settings
+        if self.pending_calls >= settings.max_pending_calls:
+            return Overloaded(f"{self.pending_calls} calls are waiting or running already (max_pending_calls)")
+        if call.size and self.pending_bytes + call.size > settings.max_pending_bytes and self.pending_calls:
+            return Overloaded(f"{self.pending_bytes} bytes of arguments are waiting already (max_pending_bytes)")
+        if self._closed is not None:
+            return self._closed
+        options = call.options
+        kind = LaneKind.SYNC if not call.function.is_async else LaneKind.of(call)
+        pool: Pool | OwnPool
+        if options.workers is None and not options.resources:
+            pool = self._general[kind]
+            if not pool.members and not self._expecting:
+                return self._unschedulable(call)
+        else:
+            found = self._constrained_pool(call, kind)
+            if isinstance(found, AioclusterError):
+                return found
+            pool = found
+        call.pool = pool
+        pool.queue.append(call)
+        self._wakes[pool] = None
+        call.function.uses += 1
+        self.pending_calls += 1
+        self.pending_bytes += call.size
+        if call.deadline is not None:
+            heapq.heappush(self._deadlines, (call.deadline, call.id, call))
+        return None
+
+    def _constrained_pool(self, call: Call, kind: LaneKind) -> Pool | OwnPool | AioclusterError:
+        workers, demand = call.options.workers, call.options.demand
+        if workers is not None and len(workers) == 1:
+            (id,) = workers
+            place = self.places.get(id)
+            if place is not None:
+                return place.own if place.can_ever_fit(demand) else self._unschedulable(call)
+            if id in self._lost:
+                return WorkerLost(id, self._lost[id], maybe_executed=False, call=call.name)
+        key = (kind, workers, demand)
+        pool = self._pools.get(key)
+        if pool is None:
+            pool = Pool(kind, workers, demand, self._wakes)
+            for place in self.places.values():
+                if pool.admits(place) and self._general[kind] in place.lanes[kind].pools:
+                    pool.join(place)
+        if not pool.members and not (self._expecting and (workers is None or not workers <= self._lost.keys())):
+            return self._unschedulable(call)
+        self._pools[key] = pool
+        return pool
+
+    def _unschedulable(self, call: Call) -> Unschedulable:
+        options = call.options
+        if not self.places:
+            return Unschedulable(call.name, "the cluster has no workers and expects none; `await cluster.scale(n)` starts some")
+        if options.workers is not None:
+            named = ", ".join(map(str, sorted(options.workers)))
+            have = ", ".join(map(str, list(self.places)[:20]))
+            return Unschedulable(call.name, f"none of the workers {named} can take it; the cluster has {have}")
+        wants = ", ".join(f"{name}={amount:g}" for name, amount in options.demand)
+        if wants:
+            return Unschedulable(call.name, f"no worker has the resources {wants}; give them to workers when launching")
+        return Unschedulable(call.name, "all workers of the cluster are ending; `await cluster.scale(n)` starts others")
+
+    def assign(self, now: float) -> list[tuple[WorkerPlace, list[Call]]]:
+        """Place what can be placed; each worker's calls, in the order in which they must start there."""
+        wakes, touched = self._wakes, self._touched
+        while wakes:
+            if len(wakes) == 1:
+                pool, _ = wakes.popitem()
+            else:
+                pool = min(wakes, key=_urgency)
+                del wakes[pool]
+            pool.fill(touched, now)
+            if not pool.queue and isinstance(pool, Pool) and pool.workers is not None:
+                self._discard(pool)
+        if not touched:
+            return []
+        batches = []
+        for place in touched:
+            batches.append((place, place.outbox))
+            place.outbox = []
+        touched.clear()
+        return batches
+
+    def _discard(self, pool: Pool) -> None:
+        """Drop the empty pool of a set of workers: sets are made by users and have no end."""
+        self._pools.pop((pool.kind, pool.workers, pool.demand), None)
+        for place in self.places.values():
+            pool.leave(place)
+
+    def finished(self, id: int, call_ids: Iterable[int], now: float) -> tuple[list[Call | None], bool]:
+        """The worker says that these calls ended there.
+
+        Returns: the calls in order, None for one whose caller already has an outcome or that the worker does not hold;
+        and whether all were its own (if not, it has broken the protocol).
+        """
+        place = self.places[id]
+        inflight = place.inflight
+        calls: list[Call | None] = []
+        honest = True
+        nbytes = 0
+        held = len(inflight)
+        for call_id in call_ids:
+            call = inflight.pop(call_id, None)
+            if call is None:
+                honest = False
+                calls.append(None)
+                continue
+            lane = call.lane
+            assert lane is not None
+            lane.count -= 1
+            if call.yielded:
+                lane.yielded -= 1
+            else:
+                lane.load -= call.weight
+            nbytes += call.size
+            if call.options.resources:
+                place.reserve(call, -1)
+            if call.state is SENT:
+                calls.append(call)
+            else:
+                calls.append(None)
+            call.state = ENDED
+            call.function.uses -= 1
+            call.payload = b""
+            call.buffers = ()
+            if call.deadline is not None:
+                self._dead_deadlines += 1
+        held -= len(inflight)
+        self.pending_calls -= held
+        self.ended_calls += held
+        place.bytes -= nbytes
+        self.pending_bytes -= nbytes
+        place.progress_at = now
+        place.update()
+        return calls, honest
+
+    def returned(self, id: int, call_ids: Iterable[int]) -> tuple[list[Call], bool]:
+        """The worker gives calls back that never started there; they go to the head of their queues.
+
+        Returns: calls that had ended for their callers meanwhile need no more: they are dropped; whether all were its own.
+        """
+        place = self.places[id]
+        place.recalling = False
+        dropped: list[Call] = []
+        honest = True
+        back: list[Call] = []
+        for call_id in call_ids:
+            call = place.inflight.pop(call_id, None)
+            if call is None:
+                honest = False
+                continue
+            self._leave_lane(place, call)
+            if call.state is ABANDONED:
+                self._forget(call)
+                dropped.append(call)
+            else:
+                back.append(call)
+        back.sort(key=lambda call: call.serial, reverse=True)
+        for call in back:
+            call.state = WAITING
+            call.lane = None
+            assert call.pool is not None
+            call.pool.queue.append_left(call)
+            call.pool.wake()
+        place.update()
+        return dropped, honest
+
+    def recalls(self, now: float) -> list[tuple[WorkerPlace, int]]:
+        """Workers that should give back calls that have not started, because others have nothing to do."""
+        self._recall_at = None
+        general = self._general[LaneKind.SYNC]
+        idle = general.placement.idle
+        if not idle or not self._stacked or general.queue:
+            return []
+        asked: list[tuple[WorkerPlace, int]] = []
+        for place in self._stacked:
+            if place.recalling:
+                idle -= 1
+            else:
+                lane = place.lanes[LaneKind.SYNC]
+                due = place.progress_at + RECALL_AFTER_S
+                if lane.load >= RECALL_LOAD_S or now >= due:
+                    place.recalling = True
+                    asked.append((place, max(1, lane.computing // 2)))
+                    idle -= 1
+                elif self._recall_at is None or due < self._recall_at:
+                    self._recall_at = due
+            if idle <= 0:
+                break
+        return asked
+
+    def yielded(self, id: int, call_id: int, waiting: bool) -> bool:
+        """A sync call waits for another call (its place is free), or computes again. False if the worker does not hold it."""
+        place = self.places[id]
+        call = place.inflight.get(call_id)
+        if call is None or call.lane is None or call.yielded is waiting:
+            return False
+        lane = call.lane
+        call.yielded = waiting
+        lane.yielded += 1 if waiting else -1
+        lane.load += -call.weight if waiting else call.weight
+        lane.update()
+        return True
+
+    def cancel(self, call: Call) -> WorkerPlace | None:
+        """Withdraw the call: its caller has its outcome now. Returns the worker that must be told, if it was sent."""
+        if call.state is WAITING:
+            assert call.pool is not None
+            self._forget(call)
+            call.pool.queue.withdrew(call)
+        elif call.state is SENT:
+            call.state = ABANDONED
+            assert call.lane is not None
+            return call.lane.place
+        return None
+
+    def expire(self, now: float) -> list[tuple[Ended, WorkerPlace | None]]:
+        """End every call whose deadline has passed; with the worker that must be told, if it was sent."""
+        ended: list[tuple[Ended, WorkerPlace | None]] = []
+        deadlines = self._deadlines
+        while deadlines and deadlines[0][0] <= now:
+            call = heapq.heappop(deadlines)[2]
+            if call.state is ENDED:
+                self._dead_deadlines -= 1
+                continue
+            if call.state is ABANDONED:
+                call.deadline = None
+                continue
+            timeout_s = call.options.timeout_s
+            error = CallTimeout(call.name, timeout_s if timeout_s is not None else 0.0)
+            call.deadline = None
+            ended.append((Ended(call, error), self.cancel(call)))
+        return ended
+
+    @property
+    def next_deadline(self) -> float | None:
+        """When `expire` or `recalls` has something to do."""
+        deadlines = self._deadlines
+        if self._dead_deadlines > 64 and self._dead_deadlines * 2 > len(deadlines):
+            deadlines[:] = [entry for entry in deadlines if entry[2].state is not ENDED]
+            heapq.heapify(deadlines)
+            self._dead_deadlines = 0
+        due = deadlines[0][0] if deadlines else None
+        if self._recall_at is not None and (due is None or self._recall_at < due):
+            return self._recall_at
+        return due
+
+    def close(self, error: ClusterClosed) -> list[Ended]:
+        """End every call that is held, and take no more."""
+        self._closed = error
+        ended: list[Ended] = []
+        held: list[Call] = []
+        for pool in self._pools.values():
+            held.extend(pool.queue.drain())
+        for place in self.places.values():
+            held.extend(place.own.queue.drain())
+            held.extend(call for call in place.inflight.values() if call.state is SENT)
+        for call in held:
+            if call.state is SENT:
+                call.state = ABANDONED
+                ended.append(Ended(call, error))
+            else:
+                ended.append(self._end(call, Ended(call, error)))
+        self._wakes.clear()
+        return ended
+
+    @property
+    def waiting_calls(self) -> int:
+        return sum(len(pool.queue) for pool in self._pools.values()) + sum(
+            len(place.own.queue) for place in self.places.values()
+        )
+
+    # --- inside ----------------------------------------------------------------------------------------------------------
+
+    def _leave_lane(self, place: WorkerPlace, call: Call) -> None:
+        lane = call.lane
+        assert lane is not None
+        lane.count -= 1
+        if call.yielded:
+            lane.yielded -= 1
+            call.yielded = False
+        else:
+            lane.load -= call.weight
+        place.bytes -= call.size
+        if call.options.resources:
+            place.reserve(call, -1)
+
+    def _end(self, call: Call, ended: Ended) -> Ended:
+        self._forget(call)
+        return ended
+
+    def _forget(self, call: Call) -> None:
+        call.state = ENDED
+        call.function.uses -= 1
+        self.pending_calls -= 1
+        self.pending_bytes -= call.size
+        self.ended_calls += 1
+        call.payload = b""
+        call.buffers = ()
+        if call.deadline is not None:
+            self._dead_deadlines += 1
+
+    def _sweep(self) -> list[Ended]:
+        """End the calls of pools that no worker can serve."""
+        ended: list[Ended] = []
+        for pool in list(self._pools.values()):
+            if pool.members == 0 and pool.queue:
+                ended.extend(self._end(call, Ended(call, self._unschedulable(call))) for call in pool.queue.drain())
+        return ended
+
+
+def _urgency(pool: Pool | OwnPool) -> tuple[int, int]:
+    """Pools that compete for the same room go by their first call: by priority, then by age."""
+    head = pool.queue.head()
+    return (0, 0) if head is None else (-head.options.priority, head.id)
+
+
+def _judge(call: Call, verdict: Verdict) -> tuple[bool, bool]:
+    """Whether the call may have started, and whether it is known to have been running when its worker ended."""
+    if not verdict.recorded:
+        return True, False
+    assert call.lane is not None
+    if call.lane.kind is not LaneKind.SYNC:
+        return call.serial <= verdict.async_started, False
+    if call.serial > verdict.sync_started:
+        return False, False
+    return True, call.serial == verdict.sync_started and verdict.sync_started > verdict.sync_finished

@@ -1,0 +1,217 @@
+"""Places where calls run: what each worker has in flight, and how much more it may be sent.
+
+A worker has three lanes. Sync calls run one at a time, so the lane holds as much measured work as hides a round trip, and no
+more: tiny calls pipeline by the thousand, a long one has nothing queued behind it. `async def` calls run side by side, so the
+lane holds a number of them. Nested `async def` calls have a lane without bound: what waits for them holds a slot already, and
+a bound would let callers and called wait for each other forever.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from aiocluster.config import Settings
+from aiocluster.core.calls import Call
+
+if TYPE_CHECKING:
+    from aiocluster.core.pools import OwnPool, Pool
+
+__all__ = ["CLOSED", "Lane", "LaneKind", "Placement", "WorkerPlace"]
+
+CLOSED = -1
+"""The level of a lane that takes no more calls for now."""
+
+LEVELS = 48
+"""Levels are powers of two of microseconds of load: enough for three days."""
+
+ASYNC_WEIGHT_S = 1e-6
+"""An async call counts as one unit of load, so that one formula serves all lanes."""
+
+
+class LaneKind(enum.IntEnum):
+    SYNC = 0
+    ASYNC = 1
+    NESTED = 2
+
+    @staticmethod
+    def of(call: Call) -> LaneKind:
+        if not call.function.is_async:
+            return LaneKind.SYNC
+        return LaneKind.NESTED if call.origin else LaneKind.ASYNC
+
+
+class Lane:
+    """One way of running calls on one worker. Its level says how loaded it is; lower levels are filled first."""
+
+    __slots__ = ("count", "kind", "level", "limit", "load", "place", "pools", "window_s", "yielded")
+
+    def __init__(self, place: WorkerPlace, kind: LaneKind, window_s: float, limit: float) -> None:
+        self.place = place
+        self.kind = kind
+        self.window_s = window_s
+        self.limit = limit
+        self.count = 0
+        self.yielded = 0
+        self.load = 0.0
+        self.level = CLOSED
+        self.pools: list[Pool | OwnPool] = []
+
+    @property
+    def computing(self) -> int:
+        """Calls that hold a slot: those in flight, less those that wait for another call."""
+        return self.count - self.yielded
+
+    def weight_of(self, call: Call) -> float:
+        """The load of a call: its expected seconds; a whole window for a sync call never measured."""
+        if self.kind is not LaneKind.SYNC:
+            return ASYNC_WEIGHT_S
+        estimate = call.function.estimate_s
+        return self.window_s if estimate is None else estimate * call.items
+
+    def update(self) -> None:
+        """Recompute the level after count, load or the place's state changed, and tell the pools if it moved."""
+        place = self.place
+        if not place.accepting:
+            level = CLOSED
+        elif self.count == self.yielded:
+            self.load = 0.0  # also forgets what rounding has left
+            level = 0
+        elif self.load >= self.window_s or self.count >= self.limit or place.is_full(self.kind):
+            level = CLOSED
+        else:
+            level = min(1 + int(self.load * 1e6).bit_length(), LEVELS - 1)
+        if self.kind is LaneKind.SYNC:
+            place.note_stacked(self.count - self.yielded >= 2)
+        if level != self.level:
+            self.level = level
+            for pool in self.pools:
+                pool.refresh(self)
+
+    def ceiling(self) -> float:
+        """The load at which this lane leaves its level; 0 where one call is enough."""
+        return 0.0 if self.level <= 0 else (1 << (self.level - 1)) * 1e-6
+
+
+class WorkerPlace:
+    """One worker as dispatch sees it."""
+
+    __slots__ = (
+        "accepting",
+        "bytes",
+        "free",
+        "id",
+        "inflight",
+        "known",
+        "lanes",
+        "next_serial",
+        "outbox",
+        "own",
+        "progress_at",
+        "recalling",
+        "resources",
+        "stacked",
+        "window_bytes",
+    )
+
+    def __init__(
+        self, id: int, resources: Mapping[str, float], settings: Settings, stacked: dict[WorkerPlace, None], now: float
+    ) -> None:
+        self.id = id
+        self.resources = dict(resources)
+        self.free = dict(resources)
+        self.lanes = (
+            Lane(self, LaneKind.SYNC, settings.window_s, settings.window_calls),
+            Lane(self, LaneKind.ASYNC, float("inf"), settings.async_calls),
+            Lane(self, LaneKind.NESTED, float("inf"), float("inf")),
+        )
+        self.window_bytes = settings.window_bytes
+        self.bytes = 0
+        self.inflight: dict[int, Call] = {}
+        """By call id, in the order sent."""
+        self.next_serial = 1
+        self.outbox: list[Call] = []
+        self.known: set[int] = set()
+        """Ids of the functions it has been sent."""
+        self.own: OwnPool
+        self.accepting = False
+        self.recalling = False
+        self.progress_at = now
+        """When it last finished a call, or was given one while it had none."""
+        self.stacked = stacked
+
+    def is_full(self, kind: LaneKind) -> bool:
+        """True if it holds as many bytes of arguments as it may; nested calls are never held back."""
+        return self.bytes >= self.window_bytes and kind is not LaneKind.NESTED
+
+    def note_stacked(self, stacked: bool) -> None:
+        """Keep the register of workers that hold sync calls behind another one."""
+        if stacked:
+            self.stacked[self] = None
+        else:
+            self.stacked.pop(self, None)
+
+    def can_ever_fit(self, demand: tuple[tuple[str, float], ...]) -> bool:
+        return all(self.resources.get(name, 0.0) >= amount for name, amount in demand)
+
+    def fits_now(self, demand: tuple[tuple[str, float], ...]) -> bool:
+        return all(self.free.get(name, 0.0) >= amount for name, amount in demand)
+
+    def reserve(self, call: Call, sign: int) -> None:
+        """Take (1) or give back (-1) what the call asks for, and tell the pools that depend on it."""
+        for name, amount in call.options.resources.items():
+            self.free[name] = min(self.resources.get(name, 0.0), self.free.get(name, 0.0) - sign * amount)
+        for lane in self.lanes:
+            for pool in lane.pools:
+                if pool.demand:
+                    pool.refresh(lane)
+        if sign < 0:
+            self.own.wake()
+
+    def update(self) -> None:
+        for lane in self.lanes:
+            lane.update()
+
+
+class Placement:
+    """Open lanes by level: the least loaded one in constant time, however many there are."""
+
+    __slots__ = ("_levels", "_mask", "_where")
+
+    def __init__(self) -> None:
+        self._levels: list[dict[Lane, None]] = [{} for _ in range(LEVELS)]
+        self._mask = 0
+        self._where: dict[Lane, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+    def put(self, lane: Lane, level: int) -> None:
+        """Record the lane's level; `CLOSED` takes it out."""
+        old = self._where.get(lane, CLOSED)
+        if old == level:
+            return
+        if old >= 0:
+            held = self._levels[old]
+            del held[lane]
+            if not held:
+                self._mask &= ~(1 << old)
+        if level >= 0:
+            self._levels[level][lane] = None
+            self._mask |= 1 << level
+            self._where[lane] = level
+        else:
+            del self._where[lane]
+
+    def least(self) -> Lane | None:
+        """An open lane of the lowest level, the one that has been there longest; None if all are closed."""
+        mask = self._mask
+        if not mask:
+            return None
+        return next(iter(self._levels[(mask & -mask).bit_length() - 1]))
+
+    @property
+    def idle(self) -> int:
+        """How many open lanes have nothing to do."""
+        return len(self._levels[0])

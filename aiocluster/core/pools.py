@@ -1,0 +1,135 @@
+"""Pools: calls that may run on the same workers wait in one queue, beside the lanes that may take them.
+
+A pool exists for each constraint in use: no constraint, a set of workers, a demand of resources. A worker that gets room wakes
+only the pools that have calls for it, so the cost of a call grows neither with the workers nor with the calls that wait.
+"""
+
+from __future__ import annotations
+
+from aiocluster.core.calls import Call, CallState
+from aiocluster.core.places import CLOSED, Lane, LaneKind, Placement, WorkerPlace
+from aiocluster.core.queues import CallQueue
+
+__all__ = ["Demand", "OwnPool", "Pool"]
+
+Demand = tuple[tuple[str, float], ...]
+
+SENT = CallState.SENT
+
+LARGE_CALL = 4096
+"""Bytes of arguments from which a lane is looked at again after each call."""
+
+
+class Pool:
+    """Calls of one lane kind that may run on any of several workers."""
+
+    __slots__ = ("demand", "kind", "members", "placement", "queue", "wakes", "workers")
+
+    def __init__(
+        self, kind: LaneKind, workers: frozenset[int] | None, demand: Demand, wakes: dict[Pool | OwnPool, None]
+    ) -> None:
+        self.kind = kind
+        self.workers = workers
+        self.demand = demand
+        self.queue = CallQueue()
+        self.placement = Placement()
+        self.members = 0
+        self.wakes = wakes
+
+    def admits(self, place: WorkerPlace) -> bool:
+        """True if the worker could ever take calls of this pool."""
+        return (self.workers is None or place.id in self.workers) and place.can_ever_fit(self.demand)
+
+    def join(self, place: WorkerPlace) -> None:
+        lane = place.lanes[self.kind]
+        lane.pools.append(self)
+        self.members += 1
+        self.refresh(lane)
+
+    def leave(self, place: WorkerPlace) -> None:
+        lane = place.lanes[self.kind]
+        if self in lane.pools:
+            lane.pools.remove(self)
+            self.members -= 1
+            self.placement.put(lane, CLOSED)
+
+    def refresh(self, lane: Lane) -> None:
+        """The lane's level, or what its worker has free, has changed."""
+        level = lane.level
+        if level >= 0 and self.demand and not lane.place.fits_now(self.demand):
+            level = CLOSED
+        self.placement.put(lane, level)
+        if level >= 0 and self.queue:
+            self.wakes[self] = None
+
+    def wake(self) -> None:
+        if self.queue:
+            self.wakes[self] = None
+
+    def fill(self, touched: dict[WorkerPlace, None], now: float) -> None:
+        """Give waiting calls to the least loaded lanes until one of both runs out."""
+        queue = self.queue
+        while queue:
+            lane = self.placement.least()
+            if lane is None:
+                return
+            ceiling = lane.ceiling()
+            while True:
+                call = queue.pop()
+                if call is None:
+                    break
+                send(lane, call, touched, now)
+                if lane.load >= ceiling or lane.count >= lane.limit or self.demand or call.size > LARGE_CALL:
+                    break
+            lane.update()
+
+
+class OwnPool:
+    """Calls for one worker alone: they start there in the order of submission, sync and async alike."""
+
+    __slots__ = ("place", "queue", "wakes")
+
+    demand: Demand = ()
+
+    def __init__(self, place: WorkerPlace, wakes: dict[Pool | OwnPool, None]) -> None:
+        self.place = place
+        self.queue = CallQueue()
+        self.wakes = wakes
+
+    def wake(self) -> None:
+        if self.queue:
+            self.wakes[self] = None
+
+    def refresh(self, lane: Lane) -> None:
+        if lane.level >= 0:
+            self.wake()
+
+    def fill(self, touched: dict[WorkerPlace, None], now: float) -> None:
+        place = self.place
+        while (call := self.queue.head()) is not None:
+            lane = place.lanes[LaneKind.of(call)]
+            if lane.level < 0 or (call.options.resources and not place.fits_now(call.options.demand)):
+                return
+            self.queue.pop()
+            send(lane, call, touched, now)
+            lane.update()
+
+
+def send(lane: Lane, call: Call, touched: dict[WorkerPlace, None], now: float) -> None:
+    """Put the call into its worker's outbox and count it there; the caller updates the lane."""
+    place = lane.place
+    if not place.inflight:
+        place.progress_at = now
+    call.state = SENT
+    call.lane = lane
+    call.serial = place.next_serial
+    place.next_serial += 1
+    call.weight = weight = lane.weight_of(call)
+    lane.load += weight
+    lane.count += 1
+    place.bytes += call.size
+    place.inflight[call.id] = call
+    place.outbox.append(call)
+    if call.options.resources:
+        place.reserve(call, 1)
+    touched[place] = None
