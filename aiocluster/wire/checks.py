@@ -9,6 +9,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable
 from math import isnan
+from operator import lt
 from typing import Any
 
 Check = Callable[[Any], bool]
@@ -143,16 +144,16 @@ def column(check: Check) -> Check:
 
 def table(*checks: Check) -> Check:
     """A list of rows, each a list with one entry for each check: for what only few entries of a frame have."""
+    width = len(checks)
 
-    def check(value: Any) -> bool:
-        return type(value) is list and all(
+    def row_fits(row: Any) -> bool:
+        return (
             type(row) is list
-            and len(row) == len(checks)
-            and all(one(field) for one, field in zip(checks, row, strict=True))
-            for row in value
+            and len(row) == width
+            and all(check(field) for check, field in zip(checks, row, strict=True))
         )
 
-    return check
+    return lambda value: type(value) is list and (not value or all(map(row_fits, value)))
 
 
 def codes(last: int) -> Check:
@@ -182,13 +183,12 @@ def rows_of(column: str, *names: str) -> Rule:
     """In these tables each row begins with an index into the column, and the indexes ascend."""
 
     def rule(message: Any) -> str | None:
-        count = len(getattr(message, column))
         for name in names:
-            before = -1
-            for row in getattr(message, name):
-                if not before < row[0] < count:
+            rows = getattr(message, name)
+            if rows:
+                indexes = [-1, *(row[0] for row in rows), len(getattr(message, column))]
+                if not all(map(lt, indexes, indexes[1:])):
                     return f"an index in {name} is out of range or out of order"
-                before = row[0]
         return None
 
     return rule
