@@ -13,7 +13,7 @@ from aiocluster.wire.messages import Calls, Functions, Mode
 
 __all__ = ["calls_messages"]
 
-ORDERED = Mode.ORDERED
+ORDERED, ASYNC = Mode.ORDERED, Mode.ASYNC
 
 
 def calls_messages(place: WorkerPlace, calls: Sequence[Call], now: float) -> list[tuple[Functions | Calls, list[Any]]]:
@@ -43,7 +43,8 @@ def calls_messages(place: WorkerPlace, calls: Sequence[Call], now: float) -> lis
             names.append([len(ids), call.options.name])
         ids.append(call.id)
         functions.append(function)
-        modes.append(call.mode | ORDERED if call.pool.__class__ is OwnPool else call.mode)
+        mode = call.mode | ASYNC if entry.is_async else call.mode
+        modes.append(mode | ORDERED if call.pool.__class__ is OwnPool else mode)
         payloads.append(call.payload)
     if new:
         known.update(new)

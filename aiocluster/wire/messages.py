@@ -111,8 +111,10 @@ class Mode:
     """With CHUNK: an item that fails does not end the chunk."""
     ORDERED = 8
     """It starts after all ordered calls sent to the worker before it have started."""
+    ASYNC = 16
+    """The function is an `async def`: the call runs on the loop, beside others."""
 
-    ALL = 15
+    ALL = 31
 
 
 # --- joining, and the life of a link -----------------------------------------------------------------------------------
@@ -535,9 +537,10 @@ def decode(fields: Any) -> Message:
     if len(fields) != len(kind.checks) + 1:
         raise ProtocolError(f"{kind.type.__name__} has the wrong number of fields")
     values = fields[1:]
-    for index, check in enumerate(kind.checks):
-        if not check(values[index]):
-            raise ProtocolError(f"{kind.type.__name__}.{kind.type._fields[index]} is not what the protocol allows")
+    for check, value in zip(kind.checks, values, strict=True):
+        if not check(value):
+            field = kind.type._fields[kind.checks.index(check)]
+            raise ProtocolError(f"{kind.type.__name__}.{field} is not what the protocol allows")
     message: Message = kind.type._make(values)
     complaint = kind.rule(message)
     if complaint is not None:
