@@ -89,14 +89,28 @@ class WorkerLost(AioclusterError):
         worker_id: the worker, or 0 where the manager itself is meant.
         cause: why it is gone, such as "killed by signal 9 (out of memory)".
         maybe_executed: False if the call certainly never started; True if it may have run, in part or in whole.
+        call: what the call is called.
+        items_started: for a chunk of a map, how many of its items had started; None where that is not known.
+        running: True if the call, or the last started item of the chunk, is known to have been running when the worker ended.
     """
 
-    def __init__(self, worker_id: int, cause: str, *, maybe_executed: bool, call: str = "") -> None:
+    def __init__(
+        self,
+        worker_id: int,
+        cause: str,
+        *,
+        maybe_executed: bool,
+        call: str = "",
+        items_started: int | None = None,
+        running: bool = False,
+    ) -> None:
         super().__init__(worker_id, cause)
         self.worker_id = worker_id
         self.cause = cause
         self.maybe_executed = maybe_executed
         self.call = call
+        self.items_started = items_started
+        self.running = running
 
     def __str__(self) -> str:
         what = f"the call of {self.call}" if self.call else "the call"

@@ -273,9 +273,9 @@ class Coordinator:
 
     # --- calls -----------------------------------------------------------------------------------------------------------
 
-    def submit(self, call: Call, now: float) -> AioclusterError | None:
+    def submit(self, call: Call) -> AioclusterError | None:
         """Accept a call, or say why not. An accepted call ends in exactly one `ResolveCalls` or `EndCall`, or by `cancel`."""
-        refusal = self.dispatch.submit(call, now)
+        refusal = self.dispatch.submit(call)
         if refusal is None and call.origin:
             self._nested.setdefault(call.origin, {})[call.id] = call
         return refusal

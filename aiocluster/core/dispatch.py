@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from aiocluster.config import Settings
-from aiocluster.core.calls import Call, CallState
+from aiocluster.core.calls import MAX_KILLS, Call, CallState
 from aiocluster.core.functions import FunctionTable
 from aiocluster.core.places import LaneKind, WorkerPlace
 from aiocluster.core.pools import Demand, OwnPool, Pool
@@ -46,13 +46,10 @@ class Verdict(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """A call that ended without a result. For a chunk, `item` items had started when its worker died, and `running` says
-    whether the last of them was running then."""
+    """A call that ended without a result."""
 
     call: Call
     error: AioclusterError
-    item: int = 0
-    running: bool = False
 
 
 class Dispatch:
@@ -144,15 +141,17 @@ class Dispatch:
                 continue
             if running and verdict.crashed:
                 call.kills += 1
-            is_chunk = bool(call.mode & CHUNK)
-            if not is_chunk and call.may_run_again():
+            # A chunk of several items is for its map to split: only one of them was running.
+            if call.items == 1 and call.may_run_again():
                 again.append(call)
                 continue
             cause = verdict.cause
-            if call.kills > 1:
+            if call.kills >= MAX_KILLS:
                 cause += f"; the call has killed {call.kills} workers and is blamed"
-            error = WorkerLost(id, cause, maybe_executed=True, call=call.name)
-            ended.append(self._end(call, Ended(call, error, verdict.item if is_chunk else 0, running)))
+            error = WorkerLost(id, cause, maybe_executed=True, call=call.name, running=running)
+            if call.mode & CHUNK and verdict.recorded and call.serial == verdict.sync_started:
+                error.items_started = verdict.item
+            ended.append(self._end(call, Ended(call, error)))
         place.inflight.clear()
         for call in reversed(again):
             call.lane = None
@@ -174,7 +173,7 @@ class Dispatch:
 
     # --- calls -----------------------------------------------------------------------------------------------------------
 
-    def submit(self, call: Call, now: float) -> AioclusterError | None:
+    def submit(self, call: Call) -> AioclusterError | None:
         """Accept a call, or say why not. An accepted call is returned exactly once by another method."""
         settings = self._settings
         if self.pending_calls >= settings.max_pending_calls:

@@ -1,0 +1,83 @@
+"""The caller's handle to a call: an `asyncio.Future` that also knows where the call runs and how to stop it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from aiocluster.runtime.backend import Backend, CallRef
+from aiocluster.wire.messages import CallStatus
+from aiocluster.wire.payloads import unpack, unpack_error
+
+__all__ = ["Future"]
+
+T = TypeVar("T")
+
+
+class Future(asyncio.Future[T]):
+    """One call's outcome: exactly one of its result, an exception, or cancelled.
+
+    It is an `asyncio.Future`: `await`, `gather`, `wait`, `as_completed`, `timeout` and task groups work as they do with any.
+    Cancelling it (also by cancelling what awaits it) withdraws the call, or cancels it where it runs.
+    """
+
+    __slots__ = ("_backend", "_call")
+
+    def __init__(self, backend: Backend, *, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop=loop)
+        self._backend = backend
+        self._call: CallRef = None
+
+    @property
+    def worker_id(self) -> int | None:
+        """The worker that the call was last sent to; None while it waits for one."""
+        return None if self._call is None else self._backend.worker_of(self._call)
+
+    def cancel(self, msg: Any | None = None, *, force: bool = False) -> bool:
+        """Cancel the call: a queued one is withdrawn, a running one is interrupted where it runs.
+
+        The future is cancelled at once; the worker's slot is free when the worker says so.
+
+        Args:
+            msg: as for `asyncio.Future.cancel`.
+            force: also kill the worker process if the call has been sent to it and it holds it still. The worker is
+                replaced; other calls that it was running end in `WorkerLost`.
+
+        Returns: False if the future was done already (`force` still kills for a call that was cancelled before and does
+            not end), else True.
+        """
+        cancelled = super().cancel(msg)
+        if self._call is not None and (cancelled or (force and self.cancelled())):
+            self._backend.withdraw(self._call, force=force)
+        return cancelled
+
+    async def logs(self) -> list[str]:
+        """The lines that the call has written to stdout and stderr so far, oldest first.
+
+        Lines of Python code are told apart even where calls run side by side. The manager keeps the last lines of all
+        calls within a bound (`output_lines`): the oldest are forgotten first.
+        """
+        return [] if self._call is None else await self._backend.logs(self._call)
+
+    def resolve(self, status: int, payload: bytes, buffers: Sequence[Any], worker_id: int) -> None:
+        """The worker's answer is here (for the runtime only)."""
+        if self.done():
+            return
+        if status == CallStatus.OK:
+            try:
+                value = unpack(payload, buffers)
+            except Exception as error:
+                error.add_note(f"the result of worker {worker_id} could not be loaded here")
+                self.fail(error)
+            else:
+                self.set_result(value)
+        elif status == CallStatus.CANCELLED:
+            super().cancel("the call was cancelled on its worker")
+        else:
+            self.fail(unpack_error(payload))
+
+    def fail(self, error: BaseException) -> None:
+        """The call ended with an error (for the runtime only)."""
+        if not self.done():
+            self.set_exception(error)
