@@ -345,7 +345,8 @@ class Resumed(NamedTuple):
 class Submit(NamedTuple):
     """Worker to manager: nested calls. `ids` and `functions` are the worker's own numbers; `parents` the calls they are made from.
 
-    `options`: rows of index and a map (timeout_s, retries, idempotent, workers, resources, priority, name), only where set.
+    `options`: rows of index and a map (timeout_s, retries, idempotent, workers, resources, priority, name;
+    left_s: seconds to a deadline that is set already; items of a chunk, and the workers they have killed), only where set.
     """
 
     ids: list[int]
@@ -441,6 +442,9 @@ options = keyed(
     resources=amounts,
     priority=i64,
     name=short,
+    left_s=number,
+    items=u64,
+    kills=u64,
 )
 results = both(same_length("ids", "statuses", "payloads"), rows_of("ids", "buffers"))
 
