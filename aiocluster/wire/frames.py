@@ -243,15 +243,15 @@ class FrameDecoder:
     def _advance(self, frames: list[Frame]) -> bool:
         """One step with the bytes at hand; False if it needs more of them."""
         if self._target is not None:
-            if not self._fill(self._target):
+            if not self._fill(self._target, frames):
                 return False
-        elif self._message is None and not self._begin():
+        elif self._message is None and not self._begin(frames):
             return False
         if self._message is not None:
             self._next_buffer(self._message, frames)
         return True
 
-    def _begin(self) -> bool:
+    def _begin(self, frames: list[Frame]) -> bool:
         """Reads a header that is complete, or gives a long one memory of its own."""
         available = self._end - self._start - _PREFIX
         if available < 0:
@@ -264,7 +264,7 @@ class FrameDecoder:
         if available >= length:
             begin = self._start + _PREFIX
             self._start = begin + length
-            self._read_header(staging[begin : self._start])
+            self._read_header(staging[begin : self._start], frames)
             return True
         if length < DIRECT_BYTES:
             return False
@@ -272,7 +272,7 @@ class FrameDecoder:
         self._target, self._filled = self._allocate(length), 0
         return True
 
-    def _fill(self, target: memoryview) -> bool:
+    def _fill(self, target: memoryview, frames: list[Frame]) -> bool:
         """Moves what is at hand into a header or buffer that has memory of its own; True if that completed it."""
         n = min(len(target) - self._filled, self._end - self._start)
         if n:
@@ -284,12 +284,12 @@ class FrameDecoder:
             return False
         self._target = None
         if self._message is None:
-            self._read_header(target)
+            self._read_header(target, frames)
         else:
             self._buffers.append(target)
         return True
 
-    def _read_header(self, header: memoryview) -> None:
+    def _read_header(self, header: memoryview, frames: list[Frame]) -> None:
         fields = _unpack(header)
         if type(fields) is not list or len(fields) < 2:
             raise ProtocolError("a header is not an array of a tag, fields and sizes")
@@ -301,7 +301,9 @@ class FrameDecoder:
             raise ProtocolError(f"{type(message).__name__} speaks of another number of buffers than its frame has")
         if sizes:
             self._check_sizes(sizes)
-        self._message, self._sizes, self._buffers = message, sizes, []
+            self._message, self._sizes, self._buffers = message, sizes, []
+        else:
+            frames.append(Frame(message, []))
 
     def _check_sizes(self, sizes: list[int]) -> None:
         limits = self.limits

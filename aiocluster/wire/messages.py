@@ -524,6 +524,11 @@ def buffer_count(message: Message) -> int:
     return sum(row[1] for row in rows)
 
 
+def _wrong_field(kind: MessageKind, values: list[Any]) -> str:
+    names: tuple[str, ...] = kind.type._fields
+    return next(name for name, check, value in zip(names, kind.checks, values, strict=True) if not check(value))
+
+
 def decode(fields: Any) -> Message:
     """The message that a header says, with every field checked, so that nothing behind it meets a surprise.
 
@@ -543,8 +548,7 @@ def decode(fields: Any) -> Message:
     values = fields[1:]
     for check, value in zip(kind.checks, values, strict=True):
         if not check(value):
-            field = kind.type._fields[kind.checks.index(check)]
-            raise ProtocolError(f"{kind.type.__name__}.{field} is not what the protocol allows")
+            raise ProtocolError(f"{kind.type.__name__}.{_wrong_field(kind, values)} is not what the protocol allows")
     message: Message = kind.type._make(values)
     complaint = kind.rule(message)
     if complaint is not None:
