@@ -52,7 +52,8 @@ class CapturedFunction(NamedTuple):
 class Reached(NamedTuple):
     """One function that travels by value, and all that it reached when it was looked at."""
 
-    function: FunctionType
+    function: FunctionType | None
+    """None for the captured function itself, which must not be kept alive by what is remembered of it."""
     code: CodeType
     defaults: tuple[Any, ...] | None
     keyword_defaults: tuple[Any, ...]
@@ -108,15 +109,15 @@ class FunctionCapture:
         """
         known = self._known.get(id(function))
         if known is not None and known.alive() is function:
-            if known.plan is not None and _holds(known.plan):
+            if known.plan is not None and _holds(known.plan, function):
                 return known.captured
             if not known.looked:
                 return self._look(function)
-            if known.plan is not None:
-                self._forget(id(function))
-        return self._capture(function, again=known is not None)
+            if known.plan is None:
+                return _captured(function, _payload(function))
+        return self._capture(function)
 
-    def _capture(self, function: Any, again: bool) -> CapturedFunction:
+    def _capture(self, function: Any) -> CapturedFunction:
         if not callable(function):
             raise TypeError(f"a call needs a function, not an object of type {type(function).__name__}")
         if _may_be_referenced(function):
@@ -125,15 +126,13 @@ class FunctionCapture:
                 return self._remember(function, payload, (), True)
         if type(function) is not FunctionType:
             return _captured(function, _payload(function))
-        if again:
-            return _captured(function, _payload(function))
         # Many functions are made for one call only: what they reach is worth a look from the second call on.
         return self._remember(function, _payload(function), None, False)
 
     def _look(self, function: Any) -> CapturedFunction:
         plan = self._plan(function)
         payload = _payload(function)
-        if plan is not None and not _holds(plan):  # another thread changed something in between
+        if plan is not None and not _holds(plan, function):  # another thread changed something in between
             plan = None
         return self._remember(function, payload, plan, True)
 
@@ -171,7 +170,7 @@ class FunctionCapture:
             seen.add(id(value))
             if kind is FunctionType and (value is function or _reference(value) is None):
                 step = self._reached(value)
-                steps.append(step)
+                steps.append(step._replace(function=None) if value is function else step)
                 values += step.values()
             elif kind is tuple or kind is frozenset:
                 values += value
@@ -201,9 +200,10 @@ class FunctionCapture:
         return names
 
 
-def _holds(plan: Plan) -> bool:
+def _holds(plan: Plan, captured: Any) -> bool:
     """True if everything is the very same object as it was; it is called once for each submitted call."""
-    for function, code, defaults, keyword_defaults, attributes, cells, names in plan:
+    for reached, code, defaults, keyword_defaults, attributes, cells, names in plan:
+        function = captured if reached is None else reached
         if function.__code__ is not code or function.__defaults__ is not defaults:
             return False
         now = function.__kwdefaults__

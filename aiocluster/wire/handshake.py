@@ -226,10 +226,11 @@ def check_hello(message: Hello, cluster_id: str, ours: Versions | None = None) -
     """
     ours = versions() if ours is None else ours
     theirs = Versions(message.protocol, message.version, message.python)
+    theirs_text = str(theirs)[:256]  # what fits into the field, whatever the peer made up
     if theirs.protocol != ours.protocol:
-        return Refused("protocol", "the two ends speak different versions of the protocol", str(ours), str(theirs))
+        return Refused("protocol", "the two ends speak different versions of the protocol", str(ours), theirs_text)
     if theirs != ours:
-        return Refused("version", "the two ends run different versions", str(ours), str(theirs))
+        return Refused("version", "the two ends run different versions", str(ours), theirs_text)
     if message.cluster_id != cluster_id:
         return Refused("cluster", "this manager has another cluster", cluster_id, message.cluster_id)
     return None

@@ -20,7 +20,9 @@ column_text = st.lists(short, max_size=5)
 scalar = st.one_of(st.none(), boolean, u64, st.floats(allow_nan=False), short, blob)
 mapping = st.dictionaries(short, scalar, max_size=4)
 plain = st.recursive(
-    scalar, lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(short, inner, max_size=3)), max_leaves=8
+    scalar,
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(short, inner, max_size=3)),
+    max_leaves=8,
 )
 options = st.fixed_dictionaries(
     {},
@@ -63,7 +65,18 @@ def hello(draw: st.DrawFn) -> m.Hello:
     worker_id = 0 if role == "agent" else draw(st.integers(1, 2**64 - 1))
     text = [draw(short) for _ in range(5)]
     return m.Hello(
-        role, text[0], draw(u64), text[1], text[2], text[3], worker_id, text[4], draw(u64), draw(hash16), draw(u64), draw(boolean)
+        role,
+        text[0],
+        draw(u64),
+        text[1],
+        text[2],
+        text[3],
+        worker_id,
+        text[4],
+        draw(u64),
+        draw(hash16),
+        draw(u64),
+        draw(boolean),
     )
 
 
@@ -86,18 +99,14 @@ def calls(draw: st.DrawFn) -> m.Calls:
 def submit(draw: st.DrawFn) -> m.Submit:
     n = draw(st.integers(0, 5))
     columns = [draw(exactly(n, u64)) for _ in range(3)]
-    return m.Submit(
-        *columns, draw(modes(n)), draw(exactly(n, blob)), draw(rows(n, options)), draw(rows(n, positive))
-    )
+    return m.Submit(*columns, draw(modes(n)), draw(exactly(n, blob)), draw(rows(n, options)), draw(rows(n, positive)))
 
 
 @st.composite
 def results(draw: st.DrawFn) -> m.Results:
     n = draw(st.integers(0, 5))
     busy = draw(st.lists(st.lists(u64, min_size=3, max_size=3), max_size=3))
-    return m.Results(
-        draw(exactly(n, u64)), draw(statuses(n)), draw(exactly(n, blob)), draw(rows(n, positive)), busy
-    )
+    return m.Results(draw(exactly(n, u64)), draw(statuses(n)), draw(exactly(n, blob)), draw(rows(n, positive)), busy)
 
 
 @st.composite
@@ -113,16 +122,20 @@ def worker_exited(draw: st.DrawFn) -> m.WorkerExited:
     n = draw(st.integers(0, 5))
     serials = [draw(u64) for _ in range(4)]
     return m.WorkerExited(
-        draw(u64), draw(short), draw(boolean), *serials, draw(exactly(n, u64)), draw(statuses(n)), draw(exactly(n, blob))
+        draw(u64),
+        draw(short),
+        draw(boolean),
+        *serials,
+        draw(exactly(n, u64)),
+        draw(statuses(n)),
+        draw(exactly(n, blob)),
     )
 
 
 @st.composite
 def functions(draw: st.DrawFn) -> m.Functions:
     n = draw(st.integers(0, 5))
-    return m.Functions(
-        draw(exactly(n, u64)), draw(exactly(n, hash16)), draw(exactly(n, blob)), draw(exactly(n, short))
-    )
+    return m.Functions(draw(exactly(n, u64)), draw(exactly(n, hash16)), draw(exactly(n, blob)), draw(exactly(n, short)))
 
 
 @st.composite

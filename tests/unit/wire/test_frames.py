@@ -251,7 +251,9 @@ def test_header_beyond_32_bits_is_not_encoded(monkeypatch: pytest.MonkeyPatch) -
         encode(Answer(1, True, "x" * 200, b""))
 
 
-@pytest.mark.parametrize("change", [{"header_bytes": 0}, {"header_bytes": 2**32}, {"buffer_bytes": -1}, {"buffers_count": -1}])
+@pytest.mark.parametrize(
+    "change", [{"header_bytes": 0}, {"header_bytes": 2**32}, {"buffer_bytes": -1}, {"buffers_count": -1}]
+)
 def test_limits_are_checked(change: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="must"):
         FrameLimits(**change)

@@ -1,0 +1,289 @@
+"""The gate: who knows the token passes, in any splits of the bytes; who does not learns nothing and costs nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac as other_hmac
+import pickle
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aiocluster.errors import AuthenticationError, ProtocolError, VersionMismatch
+from aiocluster.ids import Token
+from aiocluster.wire.handshake import (
+    PROTOCOL,
+    ClientGate,
+    ServerGate,
+    Versions,
+    check_hello,
+    hello,
+    refusal_error,
+    versions,
+)
+from aiocluster.wire.messages import Hello, Refused, decode, fields_of
+
+TOKEN = Token(bytes(range(32)))
+OTHER = Token(bytes(32))
+S, C = b"s" * 32, b"c" * 32
+
+
+def reply(token: Token = TOKEN, nonce: bytes = C) -> bytes:
+    client = ClientGate(token, nonce)
+    return client.feed(ServerGate(token, S).greeting)
+
+
+def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
+    edges = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
+    return [data[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+
+
+CUTS = st.lists(st.integers(0, 200), max_size=6)
+
+
+@given(CUTS, CUTS, CUTS)
+def test_two_ends_with_one_token_pass_each_other_in_any_splits(
+    first: list[int], second: list[int], third: list[int]
+) -> None:
+    server, client = ServerGate(TOKEN, S), ClientGate(TOKEN, C)
+    assert len(server.greeting) == 48
+    answer = b"".join(client.feed(piece) for piece in pieces(server.greeting, first))
+    assert len(answer) == 64
+    assert not client.passed
+    proof = b"".join(server.feed(piece) for piece in pieces(answer, second))
+    assert len(proof) == 32
+    assert server.passed
+    assert b"".join(client.feed(piece) for piece in pieces(proof, third)) == b""
+    assert client.passed
+    assert server.trailing == client.trailing == b""
+
+
+def test_gate_is_what_the_protocol_says_by_another_computation() -> None:
+    server, client = ServerGate(TOKEN, S), ClientGate(TOKEN, C)
+    assert server.greeting == b"aiocluster/1\0\0\0\0" + S
+    expected = other_hmac.new(TOKEN.reveal(), b"aiocluster/1 client" + S + C, hashlib.sha256).digest()
+    assert client.feed(server.greeting) == C + expected
+    expected = other_hmac.new(TOKEN.reveal(), b"aiocluster/1 server" + C + S, hashlib.sha256).digest()
+    assert server.feed(reply()) == expected
+
+
+@pytest.mark.parametrize("extra", [b"x", b"hello frame" * 100])
+def test_what_follows_the_gate_is_kept_for_the_next_layer(extra: bytes) -> None:
+    server, client = ServerGate(TOKEN, S), ClientGate(TOKEN, C)
+    proof = server.feed(client.feed(server.greeting) + extra)
+    assert server.trailing == extra
+    assert server.feed(b"more") == b""
+    assert server.trailing == extra + b"more"
+    assert client.feed(proof + extra) == b""
+    assert client.passed
+    assert client.trailing == extra
+    assert client.feed(b"more") == b""
+    assert client.trailing == extra + b"more"
+
+
+@pytest.mark.parametrize("size", range(64))
+def test_reply_that_is_too_short_is_waited_for(size: int) -> None:
+    server = ServerGate(TOKEN, S)
+    assert server.feed(reply()[:size]) == b""
+    assert not server.passed
+    assert server.trailing == b""
+
+
+@pytest.mark.parametrize("bit", range(0, 512, 37))
+def test_reply_off_by_one_bit_is_refused(bit: int) -> None:
+    wrong = bytearray(reply())
+    wrong[bit // 8] ^= 1 << bit % 8
+    server = ServerGate(TOKEN, S)
+    with pytest.raises(AuthenticationError, match="did not prove"):
+        server.feed(wrong)
+    assert not server.passed
+
+
+@pytest.mark.parametrize("bit", range(0, 256, 17))
+def test_proof_of_the_manager_off_by_one_bit_is_refused(bit: int) -> None:
+    server, client = ServerGate(TOKEN, S), ClientGate(TOKEN, C)
+    wrong = bytearray(server.feed(client.feed(server.greeting)))
+    wrong[bit // 8] ^= 1 << bit % 8
+    with pytest.raises(AuthenticationError, match="the manager did not prove"):
+        client.feed(wrong)
+    assert not client.passed
+
+
+def test_token_of_an_old_cluster_is_refused_at_both_ends() -> None:
+    with pytest.raises(AuthenticationError):
+        ServerGate(TOKEN, S).feed(reply(OTHER))
+    server, client = ServerGate(OTHER, S), ClientGate(TOKEN, C)
+    client.feed(server.greeting)
+    with pytest.raises(AuthenticationError):
+        client.feed(bytes(32))
+
+
+def test_reflected_nonce_is_refused_even_with_a_right_proof() -> None:
+    right = other_hmac.new(TOKEN.reveal(), b"aiocluster/1 client" + S + S, hashlib.sha256).digest()
+    with pytest.raises(AuthenticationError, match="our own nonce"):
+        ServerGate(TOKEN, S).feed(S + right)
+    with pytest.raises(AuthenticationError, match="our own nonce"):
+        ClientGate(TOKEN, S).feed(ServerGate(TOKEN, S).greeting)
+
+
+def test_proof_reflected_to_the_client_is_refused() -> None:
+    client = ClientGate(TOKEN, C)
+    answer = client.feed(ServerGate(TOKEN, S).greeting)
+    with pytest.raises(AuthenticationError):
+        client.feed(answer[32:])
+
+
+def test_reply_recorded_from_another_connection_is_refused() -> None:
+    with pytest.raises(AuthenticationError):
+        ServerGate(TOKEN, b"t" * 32).feed(reply())
+
+
+def test_failed_gate_stays_failed() -> None:
+    server = ServerGate(TOKEN, S)
+    for data in (bytes(64), reply()):
+        with pytest.raises(AuthenticationError):
+            server.feed(data)
+    assert not server.passed
+    assert server.trailing == b""
+
+
+@pytest.mark.parametrize("magic", [b"aiocluster/2", b"aiocluster/10", b"aiocluster/0"])
+def test_other_version_of_the_protocol_is_named(magic: bytes) -> None:
+    with pytest.raises(VersionMismatch) as caught:
+        ClientGate(TOKEN, C).feed(magic.ljust(16, b"\0") + S)
+    assert caught.value.ours == f"protocol {magic[11:].decode()}"
+    assert caught.value.theirs == f"protocol {PROTOCOL}"
+
+
+@pytest.mark.parametrize(
+    "greeting",
+    [
+        b"HTTP/1.1 400 Bad Request\r\n",
+        b"SSH-2.0-OpenSSH_9.6\r\n",
+        b"\x16\x03\x01",
+        b"aiocluster-1",
+        b"\0" * 48,
+        b"aiocluster/x\0\0\0\0" + S,
+        b"aiocluster/\0\0\0\0\0" + S,
+        b"aiocluster/1\0\0\0x" + S,
+        b"aiocluster/1 \0\0\0" + S,
+    ],
+)
+def test_what_is_no_manager_is_told_from_the_first_bytes(greeting: bytes) -> None:
+    for parts in ([greeting], [greeting[index : index + 1] for index in range(len(greeting))]):
+        client = ClientGate(TOKEN, C)
+        with pytest.raises(AuthenticationError, match="not an aiocluster manager"):
+            for part in parts:
+                assert client.feed(part) == b""
+
+
+def test_silent_server_gets_nothing() -> None:
+    client = ClientGate(TOKEN, C)
+    assert client.feed(b"") == b""
+    assert client.feed(b"aiocl") == b""
+    assert client.feed(b"uster/1") == b""
+
+
+@given(st.binary(max_size=200))
+def test_garbage_never_passes_either_gate(data: bytes) -> None:
+    for gate in (ServerGate(TOKEN, S), ClientGate(TOKEN, C)):
+        try:
+            assert gate.feed(data) == b""
+        except ProtocolError as error:
+            assert repr(data) not in str(error)
+        assert not gate.passed
+
+
+@pytest.mark.parametrize("kind", [ServerGate, ClientGate])
+@pytest.mark.parametrize("size", [0, 31, 33])
+def test_nonce_has_32_bytes(kind: Callable[[Token, bytes], object], size: int) -> None:
+    with pytest.raises(ValueError, match="32 bytes"):
+        kind(TOKEN, bytes(size))
+
+
+class Touch:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str, str]]:
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize("before", [b"", b"aiocluster/1\0\0\0\0", C, S, bytes(64)])
+def test_pickle_sent_to_a_gate_never_runs(tmp_path: Path, before: bytes) -> None:
+    path = tmp_path / "touched"
+    for gate in (ServerGate(TOKEN, S), ClientGate(TOKEN, C)):
+        try:
+            gate.feed(before + pickle.dumps(Touch(path)))
+        except ProtocolError:
+            pass
+        assert not gate.passed
+    assert not path.exists()
+    pickle.loads(pickle.dumps(Touch(path))).close()
+    assert path.exists(), "the test's own weapon must work"
+
+
+# --- hello ---------------------------------------------------------------------------------------------------------------
+
+OURS = versions()
+
+
+def a_hello(role: str = "worker") -> Hello:
+    return hello(
+        role=role, cluster_id="c-1", node="n", worker_id=int(role == "worker"), host="h", pid=4, link_id=bytes(16)
+    )
+
+
+def test_hello_says_the_versions_of_this_process() -> None:
+    message = a_hello()
+    assert decode(fields_of(message)) == message
+    assert (message.protocol, message.version, message.python) == OURS
+    assert OURS.python == f"{sys.version_info[0]}.{sys.version_info[1]}"
+    assert str(OURS) == f"protocol {PROTOCOL}, aiocluster {OURS.aiocluster}, Python {OURS.python}"
+
+
+def test_peer_of_the_same_versions_and_cluster_may_join() -> None:
+    assert check_hello(a_hello(), "c-1") is None
+    assert check_hello(a_hello("agent"), "c-1", OURS) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [({"protocol": PROTOCOL + 1}, "protocol"), ({"version": "0.0.9"}, "version"), ({"python": "3.9"}, "version")],
+)
+def test_peer_of_another_version_is_refused_with_both_named(change: dict[str, object], code: str) -> None:
+    message = a_hello()._replace(**change)  # type: ignore[arg-type]
+    refused = check_hello(message, "c-1")
+    assert refused is not None
+    assert refused.code == code
+    assert decode(fields_of(refused)) == refused
+    assert refused.ours == str(OURS)
+    assert refused.theirs == str(Versions(message.protocol, message.version, message.python))
+    error = refusal_error(refused)
+    assert isinstance(error, VersionMismatch)
+    assert refused.ours in str(error)
+    assert refused.theirs in str(error)
+
+
+def test_refusal_is_valid_whatever_the_peer_said() -> None:
+    message = a_hello()._replace(version="v" * 256, python="p" * 256, cluster_id="c" * 256)
+    for refused in (check_hello(message, "c-1"), check_hello(message._replace(protocol=2**64 - 1), "c-1")):
+        assert refused is not None
+        assert decode(fields_of(refused)) == refused
+
+
+def test_peer_of_another_cluster_is_refused() -> None:
+    refused = check_hello(a_hello(), "c-2")
+    assert refused is not None
+    assert refused.code == "cluster"
+    error = refusal_error(refused)
+    assert type(error) is ProtocolError
+    assert "cluster" in str(error)
+
+
+def test_refusal_for_another_reason_keeps_it() -> None:
+    assert "stale" in str(refusal_error(Refused("stale", "this link is gone", "", "")))
