@@ -1,8 +1,8 @@
-"""What workers write, on the manager: lines tagged with the worker's id, log records, nothing, or a function of the user.
+"""What workers write, on the manager: lines tagged with the worker's id, log records, nothing, or calls of a function.
 
-A line passes as the worker wrote it: its escape sequences are kept and no markup is interpreted. A stream that is closed
-or lacks a character, and a user's function that raises, cost those lines and nothing else: no call ever fails for its
-output.
+A line passes as the worker wrote it: its escape sequences are kept and no markup is interpreted. A stream that is
+closed or lacks a character, and a user's function that raises, cost those lines and nothing else: no call ever fails
+for its output.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import asyncio
 import logging
 import sys
 from collections.abc import Callable
-from typing import Literal, TextIO
+from typing import TextIO
 
 from aiocluster.terminal import above_bars, is_terminal, write_text
 
 __all__ = ["OutputMode", "OutputSink", "make_output"]
 
-OutputMode = Literal["forward", "log", "quiet"] | Callable[[int, str, str], object]
-"""`output=` of a cluster. A function is called with the worker's id, "stdout" or "stderr", and one line."""
+OutputMode = str | Callable[[int, str, str], object]
+"""`output=` of a cluster: "forward", "log", "quiet" or a function. The function is called with the worker's id, "stdout" or "stderr", and one line."""
 OutputSink = Callable[[int, int, list[str]], None]
 """Takes the worker's id, the stream (1 or 2) and whole lines without their ends."""
 

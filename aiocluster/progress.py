@@ -36,11 +36,11 @@ class ProgressReporter(Protocol):
     """What a map tells its progress to, in the loop's thread."""
 
     def advance(self, done: int, *, workers: int) -> None:
-        """So many more items are done; so many workers take calls now."""
+        """So many items are done in all; so many workers take calls now."""
         ...
 
     def close(self, failed: bool = False) -> None:
-        """The map is over. Doing it again changes nothing."""
+        """The map is over; `failed`: before all was done. Doing it again changes nothing."""
         ...
 
 
@@ -137,7 +137,7 @@ class Progress:
         view.show(self._figures(self._started_at))
 
     def advance(self, done: int, *, workers: int) -> None:
-        self._done += done
+        self._done = done
         self._workers = workers
         now = self._clock()
         if now - self._shown_at < UPDATE_INTERVAL_S or self._closed:
@@ -213,7 +213,7 @@ class _Bar:
     def end(self, figures: _Figures, *, failed: bool) -> None:
         from rich.text import Text
 
-        text = Text(_last_line(figures, failed=failed), style="red" if failed else "", no_wrap=True)
+        text = Text(_last_line(figures, failed=failed), style="yellow" if failed else "", no_wrap=True)
         with self._console.capture() as captured:
             self._console.print(text, end="", soft_wrap=True)
         self._screen.finish(self, captured.get())
@@ -229,7 +229,7 @@ class _Bar:
             Text(_amount(figures)),
             Text(_speed(figures.rate), style="cyan"),
             Text("" if left_s is None else f"{_duration(left_s)} left", style="green"),
-            Text(_workers(figures.workers), style="blue"),
+            Text(_workers(figures.workers) if figures.done else "", style="blue"),
         ]
         label = Text(figures.label)
         # One column stays free: with the last one full some terminals wrap, and the bar could not be taken back.
@@ -255,7 +255,7 @@ class _Bar:
 
 def _last_line(figures: _Figures, *, failed: bool) -> str:
     count = f"{figures.done:,}" if figures.total is None else f"{figures.done:,} of {figures.total:,}"
-    how = "failed after " if failed else ""
+    how = "stopped after " if failed else ""
     return (
         f"{figures.label}: {how}{count} in {_duration(figures.elapsed_s)}, "
         f"{_speed(figures.rate)}, {_workers(figures.workers)}"

@@ -1,4 +1,4 @@
-"""A terminal for tests: it understands the few escape sequences that the package uses, and shows what a person would see."""
+"""A terminal for tests: it knows the few escape sequences that the package uses, and what a person would see."""
 
 from __future__ import annotations
 

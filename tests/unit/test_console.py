@@ -151,7 +151,7 @@ def test_a_function_that_raises_is_reported_once_and_called_on(caplog: pytest.Lo
 
 def test_what_is_no_mode_is_refused() -> None:
     with pytest.raises(ValueError, match='must be "forward", "log", "quiet" or a function, not \'loud\''):
-        make_output("loud")  # type: ignore[arg-type]
+        make_output("loud")
 
     async def nobody_awaits(worker_id: int, stream: str, line: str) -> None: ...
 

@@ -66,9 +66,9 @@ def test_progress_goes_to_stderr_by_default(capsys: pytest.CaptureFixture[str]) 
 def test_plain_lines_come_every_two_seconds_with_rate_and_time_left(clock: Clock) -> None:
     stream = io.StringIO()
     reporter = make_progress(True, "work", 1000, stream=stream, clock=clock)
-    for _ in range(8):
+    for done in range(5, 45, 5):
         clock.tick(0.5)
-        reporter.advance(5, workers=3)
+        reporter.advance(done, workers=3)
     assert stream.getvalue().splitlines() == [
         "work: 20/1,000 (2 %), 10/s, 1:38 left, 3 workers",
         "work: 40/1,000 (4 %), 10/s, 1:36 left, 3 workers",
@@ -79,9 +79,9 @@ def test_plain_lines_come_every_two_seconds_with_rate_and_time_left(clock: Clock
 def test_plain_lines_come_every_tenth_of_a_fast_map(clock: Clock) -> None:
     stream = io.StringIO()
     reporter = make_progress("mine", "work", 100, stream=stream, clock=clock)
-    for _ in range(100):
+    for done in range(1, 101):
         clock.tick(0.125)
-        reporter.advance(1, workers=1)
+        reporter.advance(done, workers=1)
     reporter.close()
     lines = stream.getvalue().splitlines()
     assert len(lines) == 10  # nine tenths and the last line
@@ -92,9 +92,9 @@ def test_plain_lines_come_every_tenth_of_a_fast_map(clock: Clock) -> None:
 def test_a_map_faster_than_an_eye_gives_only_the_last_line(clock: Clock) -> None:
     stream = io.StringIO()
     reporter = make_progress(True, "work", 100, stream=stream, clock=clock)
-    for _ in range(100):
+    for done in range(1, 101):
         clock.tick(0.00075)
-        reporter.advance(1, workers=2)
+        reporter.advance(done, workers=2)
     reporter.close()
     assert stream.getvalue() == "work: 100 of 100 in 0.1 s, 1,333/s, 2 workers\n"
 
@@ -102,9 +102,9 @@ def test_a_map_faster_than_an_eye_gives_only_the_last_line(clock: Clock) -> None
 def test_plain_lines_of_a_long_map_grow_rarer(clock: Clock) -> None:
     stream = io.StringIO()
     reporter = make_progress(True, "work", None, stream=stream, clock=clock)
-    for _ in range(8 * 3600):
+    for done in range(1, 8 * 3600 + 1):
         clock.tick(1)
-        reporter.advance(1, workers=2)
+        reporter.advance(done, workers=2)
     reporter.close()
     lines = stream.getvalue().splitlines()
     assert 400 < len(lines) < 700
@@ -119,7 +119,7 @@ def test_an_unknown_total_shows_a_count_and_no_time_left(clock: Clock) -> None:
     reporter.close(failed=True)
     assert stream.getvalue().splitlines() == [
         "work: 1 done, 15.0/min, 2 workers",
-        "work: failed after 1 in 4.0 s, 15.0/min, 2 workers",
+        "work: stopped after 1 in 4.0 s, 15.0/min, 2 workers",
     ]
 
 
@@ -146,12 +146,12 @@ def test_more_items_than_were_announced_show_no_percentage(clock: Clock) -> None
 def test_the_rate_follows_the_last_ten_seconds(clock: Clock) -> None:
     stream = io.StringIO()
     reporter = make_progress(True, "work", None, stream=stream, clock=clock)
-    for _ in range(30):
+    for second in range(1, 31):
         clock.tick(1)
-        reporter.advance(100, workers=1)
-    for _ in range(30):
+        reporter.advance(100 * second, workers=1)
+    for second in range(1, 31):
         clock.tick(1)
-        reporter.advance(20, workers=1)
+        reporter.advance(3000 + 20 * second, workers=1)
     assert "20/s" in stream.getvalue().splitlines()[-1]
     reporter.close()
 
@@ -176,7 +176,7 @@ def test_a_terminal_shows_one_bar_and_leaves_one_line(clock: Clock) -> None:
     assert line.startswith("work ━━━━━━━")
     assert line.split()[-8:] == ["(25", "%)", "25/s", "6.0", "s", "left", "2", "workers"]
     clock.tick(6)
-    reporter.advance(150, workers=2)
+    reporter.advance(200, workers=2)
     reporter.close()
     assert stream.screen() == ["work: 200 of 200 in 8.0 s, 25/s, 2 workers"]
     assert stream.getvalue().endswith("\n")
@@ -186,14 +186,14 @@ def test_a_terminal_is_updated_ten_times_a_second_at_most(clock: Clock) -> None:
     stream = FakeTerminal()
     reporter = make_progress(True, "work", None, stream=stream, clock=clock)
     drawn = 0
-    for _ in range(1000):
+    for done in range(1, 1001):
         clock.tick(0.001)
         before = len(stream.getvalue())
-        reporter.advance(1, workers=2)
+        reporter.advance(done, workers=2)
         drawn += len(stream.getvalue()) != before
     assert 9 <= drawn <= 10
     reporter.close(failed=True)
-    assert stream.screen() == ["work: failed after 1,000 in 1.0 s, 1,000/s, 2 workers"]
+    assert stream.screen() == ["work: stopped after 1,000 in 1.0 s, 1,000/s, 2 workers"]
 
 
 def test_a_bar_fits_a_narrow_terminal(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,8 +296,8 @@ def test_a_closed_pipe_is_given_up() -> None:
 
 def test_plain_progress_does_not_import_rich() -> None:
     program = (
-        "import sys, io; from aiocluster.progress import make_progress; from aiocluster.console import make_output\n"
-        "make_progress(True, 'x', 1, stream=io.StringIO()).close(); make_output('forward', io.StringIO())(1, 1, ['x'])\n"
+        "import sys, io; from aiocluster.progress import make_progress as p; from aiocluster.console import make_output\n"
+        "p(True, 'x', 1, stream=io.StringIO()).close(); make_output('forward', io.StringIO())(1, 1, ['x'])\n"
         "sys.exit('rich' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
