@@ -16,7 +16,7 @@ import sys
 from typing import NamedTuple
 
 from aiocluster._version import __version__
-from aiocluster.errors import AuthenticationError, ProtocolError, VersionMismatch
+from aiocluster.errors import AuthenticationError, VersionMismatch
 from aiocluster.ids import Token
 from aiocluster.wire.messages import Hello, Refused
 
@@ -28,7 +28,6 @@ __all__ = [
     "Versions",
     "check_hello",
     "hello",
-    "refusal_error",
     "versions",
 ]
 
@@ -234,10 +233,3 @@ def check_hello(message: Hello, cluster_id: str, ours: Versions | None = None) -
     if message.cluster_id != cluster_id:
         return Refused("cluster", "this manager has another cluster", cluster_id, message.cluster_id)
     return None
-
-
-def refusal_error(refused: Refused) -> ProtocolError:
-    """The error of the end that was refused."""
-    if refused.code in ("protocol", "version"):
-        return VersionMismatch(refused.ours, refused.theirs)
-    return ProtocolError(f"the manager refused this connection ({refused.code}): {refused.reason}")

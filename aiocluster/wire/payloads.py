@@ -53,6 +53,9 @@ class Payload(NamedTuple):
     buffers: list[memoryview]
 
 
+_new = tuple.__new__
+
+
 class _Large(Exception):
     """Ends the hot path: the value has a buffer that should travel out of band."""
 
@@ -105,7 +108,7 @@ def pack(value: Any) -> Payload:
             raise _with_note(error, value) from None
     if len(data) >= LARGE_DATA_BYTES:
         return Payload(b"", [memoryview(data), *buffers])
-    return Payload(data, buffers)
+    return _new(Payload, (data, buffers))  # half the cost of calling the named tuple
 
 
 def by_value(value: Any, buffer_callback: Any = None) -> bytes:

@@ -22,10 +22,9 @@ from aiocluster.wire.handshake import (
     Versions,
     check_hello,
     hello,
-    refusal_error,
     versions,
 )
-from aiocluster.wire.messages import Hello, Refused, decode, fields_of
+from aiocluster.wire.messages import Hello, decode, fields_of
 
 TOKEN = Token(bytes(range(32)))
 OTHER = Token(bytes(32))
@@ -263,10 +262,6 @@ def test_peer_of_another_version_is_refused_with_both_named(change: dict[str, ob
     assert decode(fields_of(refused)) == refused
     assert refused.ours == str(OURS)
     assert refused.theirs == str(Versions(message.protocol, message.version, message.python))
-    error = refusal_error(refused)
-    assert isinstance(error, VersionMismatch)
-    assert refused.ours in str(error)
-    assert refused.theirs in str(error)
 
 
 def test_refusal_is_valid_whatever_the_peer_said() -> None:
@@ -280,10 +275,3 @@ def test_peer_of_another_cluster_is_refused() -> None:
     refused = check_hello(a_hello(), "c-2")
     assert refused is not None
     assert refused.code == "cluster"
-    error = refusal_error(refused)
-    assert type(error) is ProtocolError
-    assert "cluster" in str(error)
-
-
-def test_refusal_for_another_reason_keeps_it() -> None:
-    assert "stale" in str(refusal_error(Refused("stale", "this link is gone", "", "")))
