@@ -149,7 +149,7 @@ class Connection(asyncio.BufferedProtocol):
         else:
             self._flush_large()
         if self._closing and not queue:
-            self._transport.close()
+            self._end_writing()
 
     def _flush_large(self) -> None:
         """Hand over as much as the transport takes: runs of small pieces joined, large ones in slices and never copied here."""
@@ -175,7 +175,11 @@ class Connection(asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         self._paused = False
-        if self._queue or self._closing:
+        if self._closing:
+            # Not from in here: plain asyncio does not expect a transport to be closed by what it calls when it has written all.
+            self._loop.call_soon(self._flush)
+            return
+        if self._queue:
             self._flush()
         if not self._paused:
             self.owner.connection_writable(self, True)
@@ -191,6 +195,14 @@ class Connection(asyncio.BufferedProtocol):
         self._linger = self._loop.call_later(LINGER_S, self._transport.abort)
         if not self._flush_due:
             self._flush()
+
+    def _end_writing(self) -> None:
+        # Closing while anything unread has arrived would reset the connection, and so take from the peer what it has not read
+        # yet. So only writing ends here; the peer's own end of the stream, or the linger timer, closes the transport.
+        if not self._transport.can_write_eof():
+            self._transport.close()
+        elif not self._transport.is_closing():
+            self._transport.write_eof()
 
     def abort(self) -> None:
         """Close at once; what was not written is lost."""
