@@ -80,7 +80,7 @@ def parse_file(path: str) -> FileReport:
                 length = (statement.end_lineno or statement.lineno) - statement.lineno + 1
                 functions.append(FoundFunction(length, name, path, statement.lineno))
     except SyntaxError as problem:
-        error = problem.msg if problem.lineno is None else f"{problem.msg} (line {problem.lineno})"
+        error = problem.msg if not problem.lineno else f"{problem.msg} (line {problem.lineno})"
     except (OSError, ValueError, RecursionError, MemoryError) as problem:  # ValueError: bytes that are no text
         error = f"{type(problem).__name__}: {problem}"
     functions.sort(key=lambda found: found.lines, reverse=True)

@@ -296,7 +296,8 @@ def test_a_closed_pipe_is_given_up() -> None:
 
 def test_plain_progress_does_not_import_rich() -> None:
     program = (
-        "import sys, io; from aiocluster.progress import make_progress as p; from aiocluster.console import make_output\n"
+        "import sys, io\n"
+        "from aiocluster.progress import make_progress as p; from aiocluster.console import make_output\n"
         "p(True, 'x', 1, stream=io.StringIO()).close(); make_output('forward', io.StringIO())(1, 1, ['x'])\n"
         "sys.exit('rich' in sys.modules)"
     )

@@ -71,6 +71,7 @@ def run(files: list[str], monkeypatch: pytest.MonkeyPatch) -> Demo:
     return run
 
 
+@pytest.mark.asyncio
 async def test_every_worker_has_a_line_with_what_it_did(run: Demo, capsys: pytest.CaptureFixture[str]) -> None:
     code, cluster = await run()
     out = capsys.readouterr().out
@@ -82,6 +83,7 @@ async def test_every_worker_has_a_line_with_what_it_did(run: Demo, capsys: pytes
     assert "\x1b" not in out
 
 
+@pytest.mark.asyncio
 async def test_what_is_in_the_files_is_shown(run: Demo, capsys: pytest.CaptureFixture[str]) -> None:
     await run()
     out = capsys.readouterr().out
@@ -95,6 +97,7 @@ async def test_what_is_in_the_files_is_shown(run: Demo, capsys: pytest.CaptureFi
     assert "Missing parentheses" in out
 
 
+@pytest.mark.asyncio
 async def test_the_speed_up_is_measured_on_one_worker_of_the_same_cluster(
     run: Demo, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -105,6 +108,7 @@ async def test_the_speed_up_is_measured_on_one_worker_of_the_same_cluster(
     assert "Speed: one worker alone 1.00 s, 3 workers 1.00 s: 1.00 times as fast, on " in out
 
 
+@pytest.mark.asyncio
 async def test_more_workers_than_cpus_are_said_to_gain_nothing(
     run: Demo, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,12 +117,14 @@ async def test_more_workers_than_cpus_are_said_to_gain_nothing(
     assert "There are more workers than CPUs" in capsys.readouterr().out
 
 
+@pytest.mark.asyncio
 async def test_the_default_is_a_worker_for_each_cpu(run: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "usable_cpus", lambda: 5)
     _, cluster = await run(None)
     assert len(cluster.workers) == 5
 
 
+@pytest.mark.asyncio
 async def test_one_worker_is_compared_with_nothing(run: Demo, capsys: pytest.CaptureFixture[str]) -> None:
     code, cluster = await run(1)
     assert code == 0
@@ -126,6 +132,7 @@ async def test_one_worker_is_compared_with_nothing(run: Demo, capsys: pytest.Cap
     assert "there is nothing to compare" in capsys.readouterr().out
 
 
+@pytest.mark.asyncio
 async def test_a_killed_worker_costs_no_file_and_the_rule_is_told(
     run: Demo, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -142,6 +149,7 @@ async def test_a_killed_worker_costs_no_file_and_the_rule_is_told(
     assert "includes the death of a worker" in out
 
 
+@pytest.mark.asyncio
 async def test_a_kill_that_fails_fails_the_demo(run: Demo, capsys: pytest.CaptureFixture[str]) -> None:
     def refuse(pid: int, signal: int) -> None:
         raise ProcessLookupError("no such process")
@@ -151,6 +159,7 @@ async def test_a_kill_that_fails_fails_the_demo(run: Demo, capsys: pytest.Captur
     assert "no worker was killed" in capsys.readouterr().err
 
 
+@pytest.mark.asyncio
 @pytest.mark.parametrize("times", [0, 2])
 async def test_a_file_not_counted_exactly_once_fails_the_demo(
     run: Demo, capsys: pytest.CaptureFixture[str], times: int
@@ -162,6 +171,7 @@ async def test_a_file_not_counted_exactly_once_fails_the_demo(
     assert "exactly once" not in captured.out
 
 
+@pytest.mark.asyncio
 async def test_a_report_about_a_file_that_nobody_asked_for_fails_the_demo(
     run: Demo, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -173,6 +183,7 @@ async def test_a_report_about_a_file_that_nobody_asked_for_fails_the_demo(
     assert "WRONG: /other.py was counted 1 times" in capsys.readouterr().err
 
 
+@pytest.mark.asyncio
 async def test_a_python_without_sources_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert await run_demo(1, kill=False, files=[]) == 1
     assert "comes without them" in capsys.readouterr().err
