@@ -18,7 +18,7 @@ from aiocluster.terminal import above_bars, is_terminal, write_text
 __all__ = ["OutputMode", "OutputSink", "make_output"]
 
 OutputMode = str | Callable[[int, str, str], object]
-"""`output=` of a cluster: "forward", "log", "quiet", or a function of the worker's id, "stdout" or "stderr", and a line."""
+"""`output=` of a cluster: "forward", "log", "quiet", or a function of worker id, "stdout" or "stderr", and line."""
 OutputSink = Callable[[int, int, list[str]], None]
 """Takes the worker's id, the stream (1 or 2) and whole lines without their ends."""
 

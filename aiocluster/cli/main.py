@@ -63,10 +63,11 @@ def demo(
         ),
     ] = False,
 ) -> None:
-    """Try aiocluster on this machine: parse the whole standard library of Python on worker processes.
+    """Try it on this machine: parse Python's own standard library.
 
-    Shows what each worker did, what was found, and how much faster it was than one worker.
-    The exit code is 0 only if every file was counted exactly once.
+    It shows what each worker process did, what was found, and how much
+    faster that was than with one worker. The exit code is 0 only if every
+    file was counted exactly once.
     """
     from aiocluster.cli.demo import run_demo
 
@@ -83,11 +84,12 @@ def demo(
 
 @app.command()
 def agent() -> None:
-    """Join a cluster with this machine or container: start workers here and watch over them.
+    """Make this machine or container a node of a cluster.
 
-    Launchers start this for you, with the address and the token of the cluster in the environment
-    (AIOCLUSTER_MANAGER, AIOCLUSTER_TOKEN, AIOCLUSTER_CLUSTER, AIOCLUSTER_NODE). Run it by hand only to see
-    what a container or a job would do. It ends when the cluster closes.
+    It starts workers here, watches over them, and ends when the cluster
+    closes. Launchers run it for you, with the address and the token of the
+    cluster in the environment: AIOCLUSTER_MANAGER, AIOCLUSTER_TOKEN,
+    AIOCLUSTER_CLUSTER and AIOCLUSTER_NODE.
     """
     # A new program in the same process: workers are forked from the agent, and need nothing of what this has imported.
     sys.stdout.flush()
@@ -96,4 +98,4 @@ def agent() -> None:
 
 
 if __name__ == "__main__":
-    app()
+    app(prog_name="aiocluster")
