@@ -92,10 +92,10 @@ def amounts(value: Any) -> bool:
     )
 
 
-def anything(value: Any) -> bool:
-    """Plain msgpack data, not deeper than `MAX_DEPTH`, with text as the keys of maps; its meaning is checked by its reader."""
+def plain_within(value: Any, depth: int) -> bool:
+    """Plain msgpack data that nests no deeper than this, with text as the keys of maps. It does not recurse itself."""
     level = [value]
-    for _ in range(MAX_DEPTH):
+    for _ in range(depth):
         deeper: list[Any] = []
         for item in level:
             if type(item) is list:
@@ -110,6 +110,11 @@ def anything(value: Any) -> bool:
             return True
         level = deeper
     return False
+
+
+def anything(value: Any) -> bool:
+    """Plain data, not deeper than `MAX_DEPTH`; its meaning is checked by its reader."""
+    return plain_within(value, MAX_DEPTH)
 
 
 # --- columns and tables --------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ import msgpack  # type: ignore[import-untyped]
 
 from aiocluster.errors import ProtocolError
 from aiocluster.wire.buffers import POOL, flat
-from aiocluster.wire.checks import column_u64
+from aiocluster.wire.checks import column_u64, plain_within
 from aiocluster.wire.messages import Message, buffer_count, decode, fields_of
 
 if TYPE_CHECKING:
@@ -54,15 +54,17 @@ class FrameLimits:
     buffer_bytes: int = 16 * 2**30
     buffers_total_bytes: int = 32 * 2**30
     buffers_count: int = 65_536
+    depth: int = 0
+    """How deep a header may nest; 0: as deep as its message allows."""
 
     def __post_init__(self) -> None:
         if not 0 < self.header_bytes < 2**32:
             raise ValueError("header_bytes must be positive and fit into 32 bits")
-        if min(self.buffer_bytes, self.buffers_total_bytes, self.buffers_count) < 0:
-            raise ValueError("limits of buffers must not be negative")
+        if min(self.buffer_bytes, self.buffers_total_bytes, self.buffers_count, self.depth) < 0:
+            raise ValueError("limits must not be negative")
 
 
-BEFORE_WELCOME = FrameLimits(header_bytes=4096, buffer_bytes=0, buffers_total_bytes=0, buffers_count=0)
+BEFORE_WELCOME = FrameLimits(header_bytes=4096, buffer_bytes=0, buffers_total_bytes=0, buffers_count=0, depth=8)
 """For a peer that has not been welcomed yet."""
 
 
@@ -293,6 +295,8 @@ class FrameDecoder:
         fields = _unpack(header)
         if type(fields) is not list or len(fields) < 2:
             raise ProtocolError("a header is not an array of a tag, fields and sizes")
+        if self.limits.depth and not plain_within(fields, self.limits.depth):
+            raise ProtocolError("a header with data that is deeper, or other, than is allowed here")
         sizes = fields.pop()
         if not column_u64(sizes):
             raise ProtocolError("the sizes of a frame are not a list of numbers")

@@ -252,7 +252,7 @@ def test_header_beyond_32_bits_is_not_encoded(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize(
-    "change", [{"header_bytes": 0}, {"header_bytes": 2**32}, {"buffer_bytes": -1}, {"buffers_count": -1}]
+    "change", [{"header_bytes": 0}, {"header_bytes": 2**32}, {"buffer_bytes": -1}, {"buffers_count": -1}, {"depth": -1}]
 )
 def test_limits_are_checked(change: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="must"):
@@ -346,6 +346,19 @@ def test_what_is_no_frame_is_refused_in_any_splits_and_takes_no_memory(name: str
 def test_what_is_wrong_is_refused_before_the_welcome_too(name: str) -> None:
     with pytest.raises(ProtocolError):
         FrameDecoder(BEFORE_WELCOME, no_memory).feed(WRONG[name][0] + bytes(5000))
+
+
+def test_depth_before_the_welcome_is_bounded() -> None:
+    def answer(depth: int) -> bytes:
+        value: object = []
+        for _ in range(depth - 2):
+            value = [value]
+        return written(Answer(1, True, value, b""))
+
+    assert len(FrameDecoder(BEFORE_WELCOME).feed(answer(8))) == 1
+    with pytest.raises(ProtocolError, match="deeper"):
+        FrameDecoder(BEFORE_WELCOME).feed(answer(9))
+    assert len(new_decoder().feed(answer(9))) == 1
 
 
 def test_dead_decoder_repeats_its_error_and_gives_nothing_more() -> None:
