@@ -247,7 +247,15 @@ def test_change_by_another_thread_in_mid_capture_is_not_kept(
 
 
 @pytest.mark.parametrize(
-    "function", [functools.partial(plain, 4), Tool(3).method, Tool(3), [5, 6].__getitem__, remembered]
+    "function",
+    [
+        functools.partial(plain, 4),
+        Tool(3).method,
+        Tool(3),
+        [5, 6].__getitem__,
+        remembered,
+        functools.lru_cache(math.sqrt),
+    ],
 )
 def test_objects_that_can_be_called_travel_with_their_state(
     capture: FunctionCapture, function: Callable[..., Any]
@@ -396,3 +404,36 @@ def test_importing_does_not_import_what_costs() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+# --- caches of the script ------------------------------------------------------------------------------------------------
+
+FIB = """
+from functools import lru_cache
+@lru_cache(maxsize=50, typed=True)
+def fib(n):
+    'about'
+    return n if n < 2 else fib(n - 1) + fib(n - 2)
+def use(n): return fib(n)
+"""
+
+
+@pytest.mark.parametrize("name", ["fib", "use"])
+def test_cached_function_of_the_script_travels_though_it_calls_itself(capture: FunctionCapture, name: str) -> None:
+    function = load_function(capture.capture(script(FIB)[name]).payload)
+    assert function(40) == 102334155
+    again = load_function(capture.capture(function).payload)
+    assert again(41) == 165580141
+
+
+def test_cached_function_keeps_its_parameters_and_its_name(capture: FunctionCapture) -> None:
+    cached: Any = load_function(capture.capture(script(FIB)["fib"]).payload)
+    assert cached.cache_parameters() == {"maxsize": 50, "typed": True}
+    assert (cached.__name__, cached.__doc__) == ("fib", "about")
+    cached(10)
+    assert cached.cache_info().currsize == 11
+
+
+def test_cached_function_that_can_be_imported_stays_a_name(capture: FunctionCapture) -> None:
+    function = load_function(capture.capture(lambda: remembered).payload)
+    assert function() is remembered
