@@ -133,7 +133,11 @@ def column_u64(value: Any) -> bool:
 
 
 def column_blob(value: Any) -> bool:
-    return type(value) is list and (not value or set(map(type, value)) == {bytes})
+    if type(value) is not list:
+        return False
+    if len(value) == 1:
+        return type(value[0]) is bytes
+    return not value or set(map(type, value)) == {bytes}
 
 
 def column_text(value: Any) -> bool:
@@ -177,10 +181,10 @@ def same_length(*names: str) -> Rule:
     columns = attrgetter(*names)
 
     def rule(message: Any) -> str | None:
-        first, *others = map(len, columns(message))
-        if others.count(first) == len(others):
+        lengths = [*map(len, columns(message))]
+        if lengths.count(lengths[0]) == len(lengths):
             return None
-        name = next(name for name, length in zip(names[1:], others, strict=True) if length != first)
+        name = next(name for name, length in zip(names, lengths, strict=True) if length != lengths[0])
         return f"{name} and {names[0]} differ in length"
 
     return rule
@@ -188,17 +192,16 @@ def same_length(*names: str) -> Rule:
 
 def rows_of(column: str, *names: str) -> Rule:
     """In these tables each row begins with an index into the column, and the indexes ascend."""
-    found = attrgetter(*names)
-
-    def tables(message: Any) -> tuple[list[list[Any]], ...]:
-        return found(message) if len(names) > 1 else (found(message),)
+    tables = attrgetter(column, *names)  # with the column, as one name alone would not give a tuple
 
     def rule(message: Any) -> str | None:
-        for name, rows in zip(names, tables(message), strict=True):
-            if rows:
-                indexes = [-1, *(row[0] for row in rows), len(getattr(message, column))]
-                if not all(map(lt, indexes, indexes[1:])):
-                    return f"an index in {name} is out of range or out of order"
+        entries, *found = tables(message)
+        if not any(found):
+            return None
+        for name, rows in zip(names, found, strict=True):
+            indexes = [-1, *(row[0] for row in rows), len(entries)]
+            if not all(map(lt, indexes, indexes[1:])):
+                return f"an index in {name} is out of range or out of order"
         return None
 
     return rule

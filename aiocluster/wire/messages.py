@@ -9,6 +9,7 @@ This module never imports pickle: payloads stay bytes here.
 
 from __future__ import annotations
 
+from operator import call
 from typing import Any, NamedTuple
 
 from aiocluster.errors import ProtocolError
@@ -520,8 +521,8 @@ def fields_of(message: Message) -> list[Any]:
 
 def buffer_count(message: Message) -> int:
     """How many buffers a frame with this message must carry."""
-    rows: list[list[int]] = getattr(message, "buffers", [])
-    return sum(row[1] for row in rows)
+    rows: list[list[int]] | None = getattr(message, "buffers", None)
+    return sum([row[1] for row in rows]) if rows else 0
 
 
 def _wrong_field(kind: MessageKind, values: list[Any]) -> str:
@@ -546,9 +547,8 @@ def decode(fields: Any) -> Message:
     if len(fields) != len(kind.checks) + 1:
         raise ProtocolError(f"{kind.type.__name__} has the wrong number of fields")
     values = fields[1:]
-    for check, value in zip(kind.checks, values, strict=True):
-        if not check(value):
-            raise ProtocolError(f"{kind.type.__name__}.{_wrong_field(kind, values)} is not what the protocol allows")
+    if not all(map(call, kind.checks, values)):
+        raise ProtocolError(f"{kind.type.__name__}.{_wrong_field(kind, values)} is not what the protocol allows")
     message: Message = kind.type._make(values)
     complaint = kind.rule(message)
     if complaint is not None:

@@ -432,7 +432,7 @@ def test_frame_with_some_bytes_changed_is_refused_or_another_valid_one(message: 
         assert module.decode(fields_of(item.message)) == item.message
 
 
-@settings(deadline=None, max_examples=5)
+@settings(max_examples=5)
 @given(st.integers(0, 2**32))
 def test_random_megabytes_are_refused_at_once(seed: int) -> None:
     decoder = FrameDecoder(BEFORE_WELCOME, no_memory)
