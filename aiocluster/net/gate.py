@@ -17,8 +17,9 @@ from aiocluster.wire.handshake import NONCE_BYTES, ClientGate, ServerGate
 
 __all__ = ["ConnectionDropped", "GateProtocol", "pass_client_gate"]
 
-SERVER_READS: Final = 64
-CLIENT_READS: Final = 48 + 32
+SERVER_READS: Final = (64,)
+CLIENT_READS: Final = (48, 48 + 32)
+"""Up to where each end reads before it has to say something: what is behind that is left to the kernel."""
 REJECTED: Final = bytes(32)
 """What a client gets in place of the server's proof: so it can tell a wrong token from a connection that broke."""
 
@@ -46,7 +47,9 @@ class GateProtocol(asyncio.BufferedProtocol):
         self._gate = gate
         self._passed = passed
         self._failed = failed
-        self._buffer = memoryview(bytearray(SERVER_READS if isinstance(gate, ServerGate) else CLIENT_READS))
+        self._stages = iter(SERVER_READS if isinstance(gate, ServerGate) else CLIENT_READS)
+        self._until = next(self._stages)
+        self._buffer = memoryview(bytearray(CLIENT_READS[-1]))
         self._got = 0
         self._done = False
         self._transport: asyncio.Transport | None = None
@@ -65,7 +68,7 @@ class GateProtocol(asyncio.BufferedProtocol):
             self._transport.write(self._gate.greeting)
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return self._buffer[self._got :] or memoryview(bytearray(1))  # the latter is never looked at
+        return self._buffer[self._got : self._until] or memoryview(bytearray(1))  # the latter is never looked at
 
     def buffer_updated(self, nbytes: int) -> None:
         transport = self._transport
@@ -87,6 +90,8 @@ class GateProtocol(asyncio.BufferedProtocol):
         if self._gate.passed:
             self._done = True
             self._passed(transport)
+        elif self._got == self._until:
+            self._until = next(self._stages)
 
     def abort(self) -> None:
         """Give up; neither callback is called any more."""

@@ -39,6 +39,8 @@ PENDING_LIMIT: Final = 128
 PENDING_PER_ADDRESS: Final = 16
 RESUME_WITHIN_S: Final = 30.0
 ACCEPT_PAUSE_S: Final = 0.1
+ACCEPT_AT_ONCE: Final = 16
+"""So a burst is taken fast, and yet each visitor has several turns of the loop before others can have taken all places."""
 _OUT_OF_RESOURCES: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 
 logger = logging.getLogger(__name__)
@@ -141,7 +143,6 @@ class Listener:
         self.closed = True
         for task in self._tasks:
             task.cancel()
-        self._tasks.clear()
         for sock in self._sockets:
             address = listening_address(sock)
             sock.close()
@@ -154,10 +155,15 @@ class Listener:
         for link in list(self._timers):
             link.fail(LinkLost("the listener closed while the link waited to be resumed"))
 
+    async def wait_closed(self) -> None:
+        """Returns when nothing of a closed listener runs any more; cancelling this changes nothing."""
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
     # --- new connections -------------------------------------------------------------------------------------------------
 
     async def _accept_all(self, listening: socket.socket) -> None:
-        """Takes one connection after the other. In between the loop serves those that came before, however many wait here."""
+        """Takes a few connections at once; then the loop serves those that came before, however many wait here."""
         while True:
             try:
                 sock, _ = await self._loop.sock_accept(listening)
@@ -166,21 +172,36 @@ class Listener:
                     logger.error("cannot accept connections now: %s", error.strerror)
                     await asyncio.sleep(ACCEPT_PAUSE_S)
                 continue  # else it went away before it was accepted
-            try:
-                tune(sock)
-                visitor = Visitor(self, sock)
-                self._admit(visitor)
-                if not visitor.gone:
-                    await self._loop.connect_accepted_socket(visitor.start, sock)
-            except OSError:
-                sock.close()  # it is gone already
+            visitors = [visitor for each in (sock, *_accept_more(listening)) if (visitor := self._admit(each))]
+            if len(visitors) == 1:
+                await self._start(visitors[0])
+                continue
+            async with asyncio.TaskGroup() as group:
+                for visitor in visitors:
+                    group.create_task(self._start(visitor), name=f"aiocluster: accept {visitor.peername}")
 
-    def _admit(self, visitor: Visitor) -> None:
+    async def _start(self, visitor: Visitor) -> None:
+        if not visitor.gone:
+            try:
+                await self._loop.connect_accepted_socket(visitor.start, visitor.sock)
+            except OSError:
+                visitor.drop("it went away at once")
+
+    def _admit(self, sock: socket.socket) -> Visitor | None:
+        """A visitor that counts from now on, unless there is no place for it."""
+        try:
+            tune(sock)
+            visitor = Visitor(self, sock)
+        except OSError:
+            sock.close()  # it is gone already
+            return None
         victim = self._door.enter(visitor, visitor.host)
         if victim is visitor:
             visitor.drop("too many connections wait to be welcomed")
-        elif victim is not None:
+            return None
+        if victim is not None:
             victim.drop("it had not proven that it knows the token when its place was needed")
+        return visitor
 
     def proven(self, visitor: Visitor) -> None:
         """The visitor knows the token."""
@@ -250,3 +271,12 @@ class Listener:
         if timer is not None:
             timer.cancel()
         self._links.pop(link.hello.link_id, None)
+
+
+def _accept_more(listening: socket.socket) -> list[socket.socket]:
+    """The connections that wait already, up to what is taken at once."""
+    found: list[socket.socket] = []
+    with contextlib.suppress(OSError):  # none waits any more; what is worse comes again, where it is waited for
+        while len(found) < ACCEPT_AT_ONCE - 1:
+            found.append(listening.accept()[0])
+    return found

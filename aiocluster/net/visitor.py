@@ -56,6 +56,7 @@ class Visitor:
         host: its TCP address, by which connections are counted; None on a Unix socket.
         peername: who it is, for people.
         gone: True once it is not pending any more.
+        sock: the socket, before it has a transport.
         connection: present once it has passed the gate.
     """
 
@@ -65,7 +66,7 @@ class Visitor:
         self.gone = False
         self.connection: Connection | None = None
         self._reception = reception
-        self._sock = sock
+        self.sock = sock
         self._loop = asyncio.get_running_loop()
         self._since = self._loop.time()
         self._gate: GateProtocol | None = None
@@ -151,7 +152,7 @@ class Visitor:
         elif self._gate is not None:
             self._gate.abort()
         else:
-            self._sock.close()  # it has no transport yet
+            self.sock.close()  # it has no transport yet
         self._leave(complaint)
 
     def _leave(self, complaint: str | None) -> None:

@@ -180,6 +180,7 @@ async def managing(*addresses: str, **settings: Any) -> AsyncIterator[Manager]:
         yield manager
     finally:
         manager.listener.close()
+        await manager.listener.wait_closed()
         for recorder in manager.recorders.values():
             if recorder.link is not None:
                 recorder.link.abort()
