@@ -32,6 +32,7 @@ class Settings:
     async_calls: int = _setting(1000, "AIOCLUSTER_ASYNC_CALLS", "`async def` calls that run at once on one worker")
     max_pending_calls: int = _setting(2_000_000, "AIOCLUSTER_MAX_PENDING_CALLS", "calls that may wait or run; one more ends in Overloaded")
     max_pending_bytes: int = _setting(4 * 2**30, "AIOCLUSTER_MAX_PENDING_BYTES", "bytes of arguments that may wait or run; more ends in Overloaded")
+    adapt_idle_s: float = _setting(5.0, "AIOCLUSTER_ADAPT_IDLE", "seconds without enough work after which `adapt` retires workers; starting one again costs less")
     output_lines: int = _setting(20_000, "AIOCLUSTER_OUTPUT_LINES", "lines of workers' output that the manager keeps for `Future.logs`")
 
     def __post_init__(self) -> None:

@@ -348,6 +348,10 @@ class Coordinator:
         if self.closing is not None:
             return
         self.closing = error
+        for place in self.dispatch.places.values():
+            if place.inflight:
+                self._effects.append(SendToWorker(place.id, CancelCalls(list(place.inflight), False)))
+            self._effects.append(SendToWorker(place.id, Shutdown(grace_s)))
         for ended in self.dispatch.close(error):
             self._end(ended)
         for node in self.roster.nodes.values():

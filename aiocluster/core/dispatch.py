@@ -175,13 +175,13 @@ class Dispatch:
 
     def submit(self, call: Call) -> AioclusterError | None:
         """Accept a call, or say why not. An accepted call is returned exactly once by another method."""
+        if self._closed is not None:
+            return self._closed
         settings = self._settings
         if self.pending_calls >= settings.max_pending_calls:
             return Overloaded(f"{self.pending_calls} calls are waiting or running already (max_pending_calls)")
         if call.size and self.pending_bytes + call.size > settings.max_pending_bytes and self.pending_calls:
             return Overloaded(f"{self.pending_bytes} bytes of arguments are waiting already (max_pending_bytes)")
-        if self._closed is not None:
-            return self._closed
         options = call.options
         kind = LaneKind.SYNC if not call.function.is_async else LaneKind.of(call)
         pool: Pool | OwnPool

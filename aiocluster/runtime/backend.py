@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 from aiocluster.core.calls import CallOptions
+
+if TYPE_CHECKING:
+    from aiocluster.runtime.futures import Future
 
 __all__ = ["Backend", "CallHandle", "CallRef", "FunctionRef"]
 
@@ -32,7 +35,7 @@ class Backend(Protocol):
 
     def submit(
         self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], options: CallOptions
-    ) -> asyncio.Future[Any]:
+    ) -> Future[Any]:
         """A future for one call. Never raises for what is wrong with the call: the future does."""
         ...
 
@@ -70,6 +73,21 @@ class Backend(Protocol):
 
     def worker_of(self, call: CallRef) -> int | None:
         """The worker that the call was last sent to."""
+        ...
+
+    def run_blocking(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """Run a coroutine in the loop and wait for it in this thread, which is not the loop's. Raises `TypeError` where none is."""
+        ...
+
+    async def everywhere(
+        self,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        options: CallOptions,
+        on_join: bool,
+    ) -> dict[int, Any]:
+        """One call on each worker that takes calls."""
         ...
 
     async def logs(self, call: CallRef) -> list[str]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from aiocluster.runtime.backend import Backend, CallRef
 from aiocluster.wire.messages import CallStatus
 from aiocluster.wire.payloads import unpack, unpack_error
 
-__all__ = ["Future"]
+__all__ = ["Future", "gather_by_worker"]
 
 T = TypeVar("T")
 
@@ -81,3 +81,25 @@ class Future(asyncio.Future[T]):
         """The call ended with an error (for the runtime only)."""
         if not self.done():
             self.set_exception(error)
+
+
+async def gather_by_worker(futures: Mapping[int, Future[Any]]) -> dict[int, Any]:
+    """The results by worker id, when all calls have ended.
+
+    Raises:
+        ExceptionGroup: some failed; it holds their exceptions, with a note that names the worker. Cancelling cancels all.
+    """
+    outcomes = await asyncio.gather(*futures.values(), return_exceptions=True)
+    results: dict[int, Any] = {}
+    errors: list[Exception] = []
+    for worker_id, outcome in zip(futures, outcomes, strict=True):
+        if isinstance(outcome, Exception):
+            outcome.add_note(f"on worker {worker_id}")
+            errors.append(outcome)
+        elif isinstance(outcome, BaseException):  # cancelled by somebody else
+            errors.append(RuntimeError(f"the call on worker {worker_id} was cancelled"))
+        else:
+            results[worker_id] = outcome
+    if errors:
+        raise ExceptionGroup(f"{len(errors)} of {len(futures)} workers failed", errors)
+    return results

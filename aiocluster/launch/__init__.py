@@ -1,0 +1,1 @@
+"""Launchers: each starts and stops nodes on one kind of infrastructure."""

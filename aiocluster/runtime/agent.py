@@ -1,0 +1,371 @@
+"""The agent: the supervisor process of a node. It never runs the user's code, so its heartbeat is honest.
+
+It starts workers through a fork server, watches their ends, hands their output on, and tells the manager about all of it. When
+the manager is gone, so is the node.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+from collections import deque
+from typing import Any, assert_never
+
+from aiocluster.core.supervisor import EndNode, ForkWorker, KillProcess, Send, Supervisor, SupervisorLimits
+from aiocluster.core.supervisor import Effect as SupervisorEffect
+from aiocluster.errors import AioclusterError
+from aiocluster.ids import Token, new_link_id
+from aiocluster.net.dial import dial
+from aiocluster.net.link import Link
+from aiocluster.runtime.figures import Figures, OomWatch, describe_exit
+from aiocluster.runtime.forkserver import Exited, Forked, ForkServer, ServerGone
+from aiocluster.runtime.output import OutputReader
+from aiocluster.runtime.recorder import Recorder
+from aiocluster.runtime.spec import WorkerSpec
+from aiocluster.wire import messages as wire
+from aiocluster.wire.frames import Frame
+from aiocluster.wire.handshake import hello
+
+__all__ = ["Agent", "AgentSettings", "main"]
+
+logger = logging.getLogger("aiocluster.agent")
+
+DIAL_FOR_S = 60.0
+LAST_LINES = 20
+
+
+class AgentSettings:
+    """What the launcher put into the agent's environment. The token is taken out of it: workers and their children shall not see it."""
+
+    def __init__(self, environ: dict[str, str] | os._Environ[str]) -> None:
+        self.address = _required(environ, "AIOCLUSTER_MANAGER")
+        self.cluster_id = _required(environ, "AIOCLUSTER_CLUSTER")
+        self.node = _required(environ, "AIOCLUSTER_NODE")
+        self.token = Token.from_hex(_required(environ, "AIOCLUSTER_TOKEN"))
+        sys_path = environ.get("AIOCLUSTER_SYS_PATH")
+        self.sys_path = None if sys_path is None else tuple(sys_path.split(os.pathsep))
+        for name in ("AIOCLUSTER_TOKEN", "AIOCLUSTER_MANAGER", "AIOCLUSTER_SYS_PATH"):
+            environ.pop(name, None)
+
+
+def _required(environ: dict[str, str] | os._Environ[str], name: str) -> str:
+    value = environ.get(name)
+    if not value:
+        raise ValueError(f"{name} is not set: an agent is started by a launcher, which sets it")
+    return value
+
+
+class Managed:
+    """What the shell holds for one worker process."""
+
+    __slots__ = ("last_lines", "pid", "readers", "recorder")
+
+    def __init__(self, recorder: Recorder, readers: tuple[OutputReader, OutputReader]) -> None:
+        self.recorder = recorder
+        self.readers = readers
+        self.pid = 0
+        self.last_lines: deque[str] = deque(maxlen=LAST_LINES)
+
+
+class Agent:
+    """One node's shell. Everything happens in the loop's thread."""
+
+    def __init__(self, settings: AgentSettings, server: ForkServer) -> None:
+        self._settings = settings
+        self._server = server
+        self._loop = asyncio.get_running_loop()
+        self._host = socket.gethostname()
+        self._supervisor = Supervisor(SupervisorLimits(), self._loop.time())
+        self._figures = Figures()
+        self._oom = OomWatch()
+        self._managed: dict[int, Managed] = {}
+        self._link: Link | None = None
+        self._welcome: dict[str, Any] = {}
+        self._beats = 0
+        self._interval_s = 2.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._reading = True
+        self._code: asyncio.Future[int] = self._loop.create_future()
+
+    async def run(self) -> int:
+        """Serve until the node ends; the exit code."""
+        settings = self._settings
+        self._loop.add_reader(self._server.sock.fileno(), self._server_speaks)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._terminate, signal.Signals(number).name)
+        greeting = hello(
+            role="agent",
+            cluster_id=settings.cluster_id,
+            node=settings.node,
+            worker_id=0,
+            host=self._host,
+            pid=os.getpid(),
+            link_id=new_link_id(),
+        )
+        await dial(
+            settings.address,
+            greeting,
+            settings.token,
+            self,
+            retry_for_s=DIAL_FOR_S,
+            resume_within_s=3600.0,  # the orphan timeout ends it before
+        )
+        self._beat()
+        try:
+            return await self._code
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._loop.remove_reader(self._server.sock.fileno())
+            self._server.close()
+            if self._link is not None:
+                self._link.close()
+                await asyncio.sleep(0)
+
+    # --- the link ------------------------------------------------------------------------------------------------------------
+
+    def link_opened(self, link: Link) -> None:
+        self._link = link
+        assert link.welcome is not None
+        self._welcome = dict(link.welcome.settings)
+        self._interval_s = float(self._welcome.get("heartbeat_interval_s", 2.0))
+        limits = SupervisorLimits(orphan_timeout_s=float(self._welcome.get("orphan_timeout_s", 60.0)))
+        self._supervisor = Supervisor(limits, self._loop.time())
+        self._arm()
+
+    def frames_received(self, link: Link, frames: list[Frame]) -> None:
+        supervisor = self._supervisor
+        now = self._loop.time()
+        supervisor.heard(now)
+        for message, _buffers in frames:
+            match message:
+                case wire.Beat():
+                    pass
+                case wire.StartWorkers():
+                    self._perform(supervisor.start_workers(message.worker_ids, now))
+                case wire.StopWorker():
+                    self._perform(supervisor.stop_worker(message.worker_id, message.grace_s, now))
+                case wire.KillWorker():
+                    self._perform(supervisor.kill_worker(message.worker_id, message.reason, now))
+                case wire.Shutdown():
+                    self._perform(supervisor.shutdown(message.grace_s, now))
+                case wire.FlushOutput():
+                    self._flush_output(message)
+                case _:
+                    logger.error("the manager sent a %s, which is not for an agent", type(message).__name__)
+
+    def link_writable(self, link: Link, writable: bool) -> None:
+        """While the manager does not keep up nothing is read from the workers: what they print waits in their pipes."""
+        self._reading = writable
+        for managed in self._managed.values():
+            for reader in managed.readers:
+                if writable:
+                    self._loop.add_reader(reader.fd, self._readable, managed, reader)
+                else:
+                    self._loop.remove_reader(reader.fd)
+
+    def link_broken(self, link: Link) -> None:
+        logger.warning("the link to the manager broke; trying to resume it")
+
+    def link_resumed(self, link: Link) -> None:
+        logger.warning("the link to the manager is back")
+
+    def link_closed(self, link: Link, error: Exception | None) -> None:
+        self._link = None
+        reason = "the manager closed the link" if error is None else str(error)
+        self._perform(self._supervisor.manager_gone(reason))
+
+    # --- the node ------------------------------------------------------------------------------------------------------------
+
+    def _terminate(self, name: str) -> None:
+        connected = self._link is not None and self._link.connected
+        if self._link is None:
+            self._finish(128 + signal.SIGTERM)
+        else:
+            self._perform(self._supervisor.terminate(f"the node was told to end ({name})", self._loop.time(), connected=connected))
+
+    def _beat(self) -> None:
+        link = self._link
+        if link is None or self._code.done():
+            return
+        self._supervisor.heard(link.last_heard)
+        rows: list[list[Any]] = []
+        for worker_id, managed in self._managed.items():
+            if managed.pid:
+                state, cpu, rss = self._figures.worker(managed.pid)
+                rows.append([worker_id, state, cpu, rss, managed.recorder.slots[0]])
+        self._beats += 1
+        link.send(wire.NodeBeat(self._beats, self._figures.node(), rows))
+        self._loop.call_later(self._interval_s, self._beat)
+
+    def _arm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(self._supervisor.deadline, self._on_timer)
+
+    def _on_timer(self) -> None:
+        if self._link is not None:
+            self._supervisor.heard(self._link.last_heard)
+        self._perform(self._supervisor.tick(self._loop.time()))
+
+    def _perform(self, effects: list[SupervisorEffect]) -> None:
+        for effect in effects:
+            match effect:
+                case ForkWorker():
+                    self._fork(effect.worker_id)
+                case KillProcess():
+                    self._kill(effect.worker_id)
+                case Send():
+                    if self._link is not None:
+                        self._link.send(effect.message)
+                case EndNode():
+                    if effect.code:
+                        logger.error("node %s ends: %s", self._settings.node, effect.reason)
+                    self._finish(effect.code)
+                case _:
+                    assert_never(effect)
+        if not self._code.done():
+            self._arm()
+
+    def _finish(self, code: int) -> None:
+        if not self._code.done():
+            self._code.set_result(code)
+
+    # --- workers -------------------------------------------------------------------------------------------------------------
+
+    def _fork(self, worker_id: int) -> None:
+        settings = self._settings
+        spec = WorkerSpec(
+            worker_id=worker_id,
+            node=settings.node,
+            cluster_id=settings.cluster_id,
+            address=settings.address,
+            token=settings.token,
+            host=self._host,
+            settings=self._welcome,
+            sys_path=settings.sys_path,
+            cwd=os.getcwd(),
+        )
+        recorder, descriptor = Recorder.create()
+        try:
+            stdout, stderr = self._server.spawn(spec, descriptor)
+        finally:
+            os.close(descriptor)
+        managed = Managed(recorder, (OutputReader(stdout, worker_id, 1), OutputReader(stderr, worker_id, 2)))
+        self._managed[worker_id] = managed
+        if self._reading:
+            for reader in managed.readers:
+                self._loop.add_reader(reader.fd, self._readable, managed, reader)
+
+    def _kill(self, worker_id: int) -> None:
+        managed = self._managed.get(worker_id)
+        if managed is not None and managed.pid:
+            try:
+                os.kill(managed.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass  # it has ended by itself: its exit is on its way
+
+    def _server_speaks(self) -> None:
+        for report in self._server.receive():
+            match report:
+                case Forked():
+                    if report.worker_id in self._managed:
+                        self._managed[report.worker_id].pid = report.pid
+                    self._perform(self._supervisor.forked(report.worker_id, report.pid, self._loop.time()))
+                case Exited():
+                    self._worker_exited(report)
+                case ServerGone():
+                    self._perform(self._supervisor.manager_gone(f"the fork server is gone: {report.reason}"))
+                case _:
+                    assert_never(report)
+
+    def _worker_exited(self, report: Exited) -> None:
+        managed = self._managed.pop(report.worker_id, None)
+        if managed is None:
+            return
+        try:  # what the worker has started and left behind is in its process group
+            os.killpg(report.pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            pass
+        for reader in managed.readers:
+            self._loop.remove_reader(reader.fd)
+            reader.read()
+            self._send_lines(managed, reader, partial=True)
+            reader.close()
+        process = self._supervisor.processes.get(report.worker_id)
+        killed_because = None if process is None else process.kill_reason
+        oom = self._oom.happened() and os.WIFSIGNALED(report.status) and os.WTERMSIG(report.status) == signal.SIGKILL
+        cause = describe_exit(report.status, oom=oom and killed_because is None, killed_because=killed_because)
+        reading, was_ready = managed.recorder.read(), managed.recorder.is_ready
+        managed.recorder.close()
+        self._perform(
+            self._supervisor.exited(
+                report.worker_id,
+                cause,
+                reading,
+                was_ready=was_ready,
+                last_lines=list(managed.last_lines),
+                now=self._loop.time(),
+            )
+        )
+
+    # --- output --------------------------------------------------------------------------------------------------------------
+
+    def _readable(self, managed: Managed, reader: OutputReader) -> None:
+        if not reader.read():
+            self._loop.remove_reader(reader.fd)
+        self._send_lines(managed, reader, partial=False)
+
+    def _send_lines(self, managed: Managed, reader: OutputReader, *, partial: bool) -> None:
+        lines = reader.take(partial=partial)
+        if lines:
+            managed.last_lines.extend(text for _, text in lines)
+            if self._link is not None:
+                self._link.send(
+                    wire.Output(reader.worker_id, reader.stream, [call for call, _ in lines], [text for _, text in lines])
+                )
+
+    def _flush_output(self, message: wire.FlushOutput) -> None:
+        managed = self._managed.get(message.worker_id)
+        if managed is not None:
+            for reader in managed.readers:
+                reader.read()
+                self._send_lines(managed, reader, partial=True)
+        if self._link is not None:
+            self._link.send(wire.OutputFlushed(message.request))
+
+
+async def _serve(settings: AgentSettings, server: ForkServer) -> int:
+    agent = Agent(settings, server)
+    try:
+        return await agent.run()
+    except AioclusterError as error:
+        logger.error("node %s cannot join: %s", settings.node, error)
+        return 1
+
+
+def main() -> int:
+    """Be a node's agent until its manager ends it; the exit code. Reads its orders from `AIOCLUSTER_*` variables."""
+    logging.basicConfig(stream=sys.stderr, format="aiocluster agent: %(levelname)s: %(message)s", level=logging.WARNING)
+    try:
+        settings = AgentSettings(os.environ)
+    except ValueError as error:
+        logger.error("%s", error)
+        return 2
+    server = ForkServer.start()
+    try:
+        import uvloop
+
+        loop_factory: Any = uvloop.new_event_loop
+    except ImportError:  # where uvloop does not exist
+        loop_factory = None
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        return runner.run(_serve(settings, server))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

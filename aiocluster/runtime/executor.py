@@ -1,0 +1,206 @@
+"""Executes sync calls, one at a time, on the main thread of a worker, where a signal can interrupt them.
+
+A call that waits for another one gives its place away: a stand-in thread takes over the inbox until the waiting call can go on.
+At any moment one runner is active (it holds the place), the others wait for their calls or are spare.
+
+    main:      call A ── waits for B ──────────────── goes on with A
+    stand-in:                        call C, call B ──╯ (between two calls)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from aiocluster.core.inbox import ArrivedCall, Inbox
+from aiocluster.runtime import current
+
+__all__ = ["INTERRUPT_SIGNAL", "Executor", "Runner"]
+
+INTERRUPT_SIGNAL = signal.SIGURG
+"""Ignored by default, so that one that comes early or late does no harm, and used by next to nobody."""
+
+KEEP_SPARES = 8
+
+
+class Runner:
+    """One thread that executes calls."""
+
+    __slots__ = ("call", "interruptible", "is_main", "lock", "thread_id")
+
+    def __init__(self, *, is_main: bool) -> None:
+        self.is_main = is_main
+        self.thread_id = 0
+        self.call: ArrivedCall | None = None
+        """The call whose code runs on this thread."""
+        self.interruptible = False
+        """True while an exception may be raised into the call's code from outside."""
+        self.lock = threading.Lock()
+        """Released to hand the place to this runner."""
+        self.lock.acquire()
+
+    def clear_interrupt(self) -> None:
+        """Forget an interrupt of this stand-in that was not delivered before its call ended."""
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.thread_id), None)
+
+
+class Executor:
+    """The runners of one worker and the place that they hand around.
+
+    Args:
+        execute: executes one call and sends its outcome on its way.
+        report: called with a call and whether it waits (True) or computes again (False).
+        stopped: called, in an executing thread, when the active runner has stopped.
+    """
+
+    def __init__(
+        self,
+        inbox: Inbox,
+        execute: Callable[[Runner, ArrivedCall], None],
+        report: Callable[[ArrivedCall, bool], None],
+        stopped: Callable[[], None],
+    ) -> None:
+        self._inbox = inbox
+        self._execute = execute
+        self._report = report
+        self._stopped = stopped
+        self._wake = threading.Lock()
+        self._wake.acquire()
+        self._idle = False
+        self._stopping = False
+        self._spares: list[Runner] = []
+        self._resuming: deque[Runner] = deque()
+        self._main = Runner(is_main=True)
+
+    # --- from the loop's thread ------------------------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """Something has changed that the active runner should look at."""
+        if self._idle:
+            self._idle = False
+            if self._wake.locked():  # else the last wake-up has not been taken yet
+                self._wake.release()
+
+    def stop(self) -> None:
+        """Begin no more calls; `stopped` is called when the one that runs now has ended."""
+        self._stopping = True
+        self.wake()
+
+    def interrupt(self, call: ArrivedCall) -> None:
+        """Raise `CancelledError` in the code of a started sync call; nothing happens if it has ended meanwhile."""
+        runner = call.runner
+        if not isinstance(runner, Runner) or runner.call is not call:
+            return
+        if runner.is_main:
+            signal.pthread_kill(runner.thread_id, INTERRUPT_SIGNAL)
+        elif runner.interruptible:
+            # Reaches Python code only: a stand-in that blocks in C goes on until it returns.
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                ctypes.c_ulong(runner.thread_id), ctypes.py_object(asyncio.CancelledError)
+            )
+
+    # --- from the executing threads --------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Execute calls on the main thread; never returns: who owns the process ends it."""
+        main = self._main
+        main.thread_id = threading.get_ident()
+        current.runners[main.thread_id] = main
+        signal.signal(INTERRUPT_SIGNAL, self._on_signal)
+        self._serve(main)
+        while True:
+            signal.pause()
+
+    def _on_signal(self, _number: int, _frame: Any) -> None:
+        runner = self._main
+        if runner.interruptible and runner.call is not None and runner.call.cancelled:
+            runner.interruptible = False
+            raise asyncio.CancelledError("the call was cancelled")
+
+    def _serve(self, runner: Runner) -> None:
+        take = self._inbox.take
+        while True:
+            if self._resuming:
+                self._resuming.popleft().lock.release()
+                if not self._park(runner):
+                    return
+                continue
+            if self._stopping:
+                self._stopped()
+                return
+            call = take()
+            if call is None:
+                self._sleep()
+                continue
+            call.runner = runner
+            runner.call = call
+            try:
+                self._execute(runner, call)
+            except asyncio.CancelledError:
+                continue  # an interrupt that came after the call had ended
+            finally:
+                runner.call = None
+
+    def _sleep(self) -> None:
+        """Wait until there is something to do. The flag is set before the last look, so no wake-up is lost."""
+        self._idle = True
+        if self._inbox.waiting or self._resuming or self._stopping:
+            if self._idle:
+                self._idle = False
+                return
+        self._wake.acquire()
+
+    def _park(self, runner: Runner) -> bool:
+        """Wait for the place as a spare. False if the runner is not needed any more."""
+        if not runner.is_main and len(self._spares) >= KEEP_SPARES:
+            current.runners.pop(runner.thread_id, None)
+            return False
+        self._spares.append(runner)
+        runner.lock.acquire()
+        return True
+
+    def wait_away(self, wait: Callable[[], None]) -> None:
+        """Give the place away, call `wait` (which blocks), and take the place again before returning.
+
+        For the thread of a running sync call only. `wait` must return when the call is cancelled.
+
+        Raises:
+            CancelledError: the call was cancelled while it waited.
+        """
+        runner = current.runners[threading.get_ident()]
+        call = runner.call
+        assert call is not None
+        runner.interruptible = False
+        self._report(call, True)
+        self._hand_over()
+        try:
+            wait()
+        finally:
+            self._resuming.append(runner)
+            self.wake()
+            runner.lock.acquire()
+            runner.call = call
+            self._report(call, False)
+            runner.interruptible = True
+        if call.cancelled:
+            raise asyncio.CancelledError("the call was cancelled")
+
+    def _hand_over(self) -> None:
+        """Make another runner the active one."""
+        if self._resuming:
+            self._resuming.popleft().lock.release()
+        elif self._spares:
+            self._spares.pop().lock.release()
+        else:
+            stand_in = Runner(is_main=False)
+            threading.Thread(target=self._stand_in, args=(stand_in,), name="aiocluster stand-in", daemon=True).start()
+
+    def _stand_in(self, runner: Runner) -> None:
+        runner.thread_id = threading.get_ident()
+        current.runners[runner.thread_id] = runner
+        self._serve(runner)

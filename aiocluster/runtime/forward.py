@@ -1,0 +1,138 @@
+"""Nested calls at the manager: placed like any other, their outcomes forwarded to the worker that made them.
+
+Arguments and results pass as bytes: the manager loads nothing of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from aiocluster.core.calls import DEFAULT_OPTIONS, Call, CallOptions
+from aiocluster.errors import ProtocolError
+from aiocluster.wire.messages import CallStatus, CancelCalls, DropFunctions, Functions, Mode, Outcomes, Submit
+from aiocluster.wire.payloads import pack_error
+
+if TYPE_CHECKING:
+    from aiocluster.runtime.manager import Manager
+
+__all__ = ["ForwardHandle", "NestedCalls"]
+
+
+class ForwardHandle:
+    """Who waits for a nested call: its worker."""
+
+    __slots__ = ("_calls", "_request")
+
+    def __init__(self, calls: NestedCalls, request: int) -> None:
+        self._calls = calls
+        self._request = request
+
+    def resolve(self, status: int, payload: bytes, buffers: Sequence[Any], worker_id: int) -> None:
+        self._calls.ended(self._request, status, payload, buffers, worker_id)
+
+    def fail(self, error: BaseException) -> None:
+        self._calls.ended(self._request, CallStatus.ERROR, pack_error(error), (), 0)
+
+
+class NestedCalls:
+    """The nested calls of one worker."""
+
+    def __init__(self, manager: Manager, worker_id: int) -> None:
+        self._manager = manager
+        self._worker_id = worker_id
+        self._functions: dict[int, tuple[bytes, bytes, str]] = {}
+        self._calls: dict[int, Call] = {}
+        self._ended: list[tuple[int, int, bytes, Sequence[Any], int]] = []
+
+    def learn(self, message: Functions) -> None:
+        """The worker sends functions that its calls will name."""
+        for id, hash, payload, name in zip(message.ids, message.hashes, message.payloads, message.names, strict=True):
+            self._functions[id] = (hash, payload, name)
+
+    def forget(self, message: DropFunctions) -> None:
+        for id in message.ids:
+            self._functions.pop(id, None)
+
+    def submit(self, message: Submit, buffers: Sequence[Any], now: float) -> None:
+        """The worker submits calls. A call made from another one has its deadline at the latest."""
+        options = {index: row for index, row in message.options}
+        shares: dict[int, Sequence[Any]] = {}
+        start = 0
+        for index, count in message.buffers:
+            shares[index] = buffers[start : start + count]
+            start += count
+        manager = self._manager
+        parents = manager.core.dispatch.places[self._worker_id].inflight
+        for index, request in enumerate(message.ids):
+            function = self._functions.get(message.functions[index])
+            if function is None or request in self._calls:
+                raise ProtocolError("a nested call names a function that was not sent, or an id in use")
+            hash, payload, name = function
+            mode = message.modes[index]
+            entry = manager.core.functions.intern(hash, payload, name, bool(mode & Mode.ASYNC))
+            row = options.get(index, {})
+            call = Call(
+                manager.next_call_id(),
+                entry,
+                message.payloads[index],
+                shares.get(index, ()),
+                _options(row) if row else DEFAULT_OPTIONS,
+                mode & (Mode.CHUNK | Mode.STAR | Mode.KEEP_GOING),
+                max(1, row.get("items", 1)),
+                self._worker_id,
+                ForwardHandle(self, request),
+            )
+            call.kills = row.get("kills", 0)
+            parent = parents.get(message.parents[index])
+            limits = [parent.deadline if parent is not None else None]
+            limits.extend(now + row[key] if key in row else None for key in ("left_s", "timeout_s"))
+            call.deadline = min((limit for limit in limits if limit is not None), default=None)
+            self._calls[request] = call
+            refusal = manager.core.submit(call)
+            if refusal is not None:
+                self.ended(request, CallStatus.ERROR, pack_error(refusal), (), 0)
+
+    def cancel(self, message: CancelCalls, now: float) -> None:
+        """The worker withdraws calls of its own; those that have ended meanwhile are no matter."""
+        for request in message.ids:
+            call = self._calls.pop(request, None)
+            if call is not None:
+                call.handle = None
+                self._manager.core.cancel(call, now, force=message.force)
+
+    def call(self, request: int) -> Call | None:
+        return self._calls.get(request)
+
+    def ended(self, request: int, status: int, payload: bytes, buffers: Sequence[Any], worker_id: int) -> None:
+        """A nested call has its outcome: it is sent with all others of this tick."""
+        self._calls.pop(request, None)
+        if not self._ended:
+            self._manager.loop.call_soon(self._flush)
+        self._ended.append((request, status, payload, buffers, worker_id))
+
+    def _flush(self) -> None:
+        ended, self._ended = self._ended, []
+        message = Outcomes(
+            [row[0] for row in ended],
+            bytes(row[1] for row in ended),
+            [row[2] for row in ended],
+            [row[4] for row in ended],
+            [[index, len(row[3])] for index, row in enumerate(ended) if row[3]],
+        )
+        self._manager.send_to_worker(self._worker_id, message, [buffer for row in ended for buffer in row[3]])
+
+
+def _options(row: dict[str, Any]) -> CallOptions:
+    try:
+        return CallOptions(
+            timeout_s=row.get("timeout_s"),
+            retries=row.get("retries", 0),
+            idempotent=row.get("idempotent", False),
+            workers=frozenset(row["workers"]) if "workers" in row else None,
+            resources=row.get("resources", {}),
+            priority=row.get("priority", 0),
+            name=row.get("name"),
+        )
+    except ValueError as error:
+        raise ProtocolError(f"options of a nested call: {error}") from None

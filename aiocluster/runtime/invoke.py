@@ -1,0 +1,236 @@
+"""Runs the user's functions on a worker and turns what comes of it into bytes.
+
+Everything here holds for one call alone: whatever a function, its arguments or its result do, the outcome is a status and a
+payload, and the worker goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+from collections.abc import Callable, Sequence
+from time import perf_counter_ns
+from typing import Any, NamedTuple
+
+from aiocluster.core.inbox import ArrivedCall
+from aiocluster.errors import RemoteError
+from aiocluster.runtime import current
+from aiocluster.runtime.executor import Runner
+from aiocluster.runtime.recorder import ITEM, SYNC_FINISHED, SYNC_STARTED
+from aiocluster.wire.functions import load_function
+from aiocluster.wire.messages import CallStatus, Mode
+from aiocluster.wire.payloads import pack, pack_error, unpack
+
+__all__ = ["Functions", "Invoker", "Outcome"]
+
+OK, ERROR, CANCELLED, OK_PARTLY = CallStatus.OK, CallStatus.ERROR, CallStatus.CANCELLED, CallStatus.OK_PARTLY
+CHUNK, STAR, KEEP_GOING = Mode.CHUNK, Mode.STAR, Mode.KEEP_GOING
+SMALL = (int, float, bool, type(None))
+"""Results of these very types need no look at what they refer to."""
+
+
+class Outcome(NamedTuple):
+    """How one call ended. `ns` is how long its function ran, 0 where it did not; `items` how often."""
+
+    id: int
+    status: int
+    payload: bytes
+    buffers: Sequence[Any]
+    function: int
+    items: int
+    ns: int
+
+
+class Functions:
+    """The functions that this worker has been sent; each is loaded when it is first called."""
+
+    def __init__(self) -> None:
+        self._payloads: dict[int, tuple[bytes, str]] = {}
+        self.loaded: dict[int, Callable[..., Any]] = {}
+
+    def add(self, id: int, payload: bytes, name: str) -> None:
+        self._payloads[id] = (payload, name)
+
+    def drop(self, id: int) -> None:
+        self._payloads.pop(id, None)
+        self.loaded.pop(id, None)
+
+    def load(self, id: int) -> Callable[..., Any]:
+        """The function. Raises what loading it raises, with a note on what to try."""
+        try:
+            payload, name = self._payloads[id]
+        except KeyError:
+            raise RemoteError("aiocluster.ProtocolError", f"function {id} was never sent to this worker") from None
+        try:
+            function = load_function(payload)
+        except Exception as error:
+            error.add_note(
+                f"the function {name} could not be loaded on the worker: is its module installed there, in the same version?"
+            )
+            raise
+        self.loaded[id] = function
+        return function
+
+
+class Invoker:
+    """Executes calls: sync ones in the runner's thread, async ones as coroutines of the loop."""
+
+    def __init__(self, functions: Functions, slots: memoryview, call_ended: Callable[[int], None]) -> None:
+        self._functions = functions
+        self._loaded = functions.loaded
+        self._slots = slots
+        self._call_ended = call_ended
+
+    def run(self, runner: Runner, call: ArrivedCall) -> Outcome:
+        """Execute a sync call. The flight recorder knows of its start before its code runs, and of its end after."""
+        slots = self._slots
+        mode = call.mode
+        if mode & CHUNK:
+            slots[ITEM] = 0
+        slots[SYNC_STARTED] = call.serial
+        outcome: Outcome | None = None
+        try:
+            if mode & CHUNK:
+                outcome = self._chunk(runner, call)
+            else:
+                outcome = self._plain(runner, call)
+        except asyncio.CancelledError:  # the interrupt came while the call was being wound up
+            runner.interruptible = False
+            if outcome is None:
+                outcome = _without_value(call, CANCELLED)
+        if not runner.is_main and call.cancelled:
+            runner.clear_interrupt()
+        self._call_ended(call.id)
+        return outcome
+
+    def _plain(self, runner: Runner, call: ArrivedCall) -> Outcome:
+        began = perf_counter_ns()
+        try:
+            function = self._loaded.get(call.function) or self._functions.load(call.function)
+            arguments = pickle.loads(call.payload) if not call.buffers else unpack(call.payload, call.buffers)
+            began = perf_counter_ns()
+            runner.interruptible = True
+            if call.cancelled:
+                raise asyncio.CancelledError
+            if arguments.__class__ is tuple:
+                value = function(*arguments)
+            else:
+                value = function(*arguments[0], **arguments[1])
+            runner.interruptible = False
+            ns = perf_counter_ns() - began
+            if value.__class__ in SMALL:
+                return Outcome(call.id, OK, pickle.dumps(value, 5), (), call.function, 1, ns)
+            payload, buffers = pack(value)
+            return Outcome(call.id, OK, payload, buffers, call.function, 1, ns)
+        except BaseException as error:
+            runner.interruptible = False
+            return _failed(call, error, perf_counter_ns() - began)
+
+    def _chunk(self, runner: Runner, call: ArrivedCall) -> Outcome:
+        slots = self._slots
+        values: list[Any] = []
+        errors: dict[int, bytes] = {}
+        keep = values.append
+        started = 0
+        try:
+            function = self._loaded.get(call.function) or self._functions.load(call.function)
+            items = iter(unpack(call.payload, call.buffers))
+            began = perf_counter_ns()
+            runner.interruptible = True
+            if call.cancelled:
+                raise asyncio.CancelledError
+            while True:
+                try:
+                    if call.mode & STAR:
+                        for item in items:
+                            started += 1
+                            slots[ITEM] = started
+                            keep(function(*item))
+                    else:
+                        for item in items:
+                            started += 1
+                            slots[ITEM] = started
+                            keep(function(item))
+                    break
+                except BaseException as error:
+                    if call.cancelled and isinstance(error, asyncio.CancelledError):
+                        raise
+                    errors[len(values)] = pack_error(error)
+                    keep(None)
+                    if not call.mode & KEEP_GOING:
+                        break
+            runner.interruptible = False
+            return _chunk_outcome(call, values, errors, perf_counter_ns() - began)
+        except BaseException as error:
+            runner.interruptible = False
+            return _failed(call, error, 0)
+
+    async def run_async(self, call: ArrivedCall) -> Outcome:
+        """Execute an async call, or all items of an async chunk side by side."""
+        current.async_call.set(call)
+        began = perf_counter_ns()
+        try:
+            function = self._loaded.get(call.function) or self._functions.load(call.function)
+            arguments = unpack(call.payload, call.buffers)
+            began = perf_counter_ns()
+            if call.mode & CHUNK:
+                errors: dict[int, bytes] = {}
+                values = await asyncio.gather(
+                    *[_item(call, function, item, index, errors) for index, item in enumerate(arguments)]
+                )
+                return _chunk_outcome(call, values, errors, perf_counter_ns() - began)
+            if arguments.__class__ is tuple:
+                value = await function(*arguments)
+            else:
+                value = await function(*arguments[0], **arguments[1])
+            ns = perf_counter_ns() - began
+            payload, buffers = pack(value)
+            return Outcome(call.id, OK, payload, buffers, call.function, 1, ns)
+        except BaseException as error:
+            return _failed(call, error, perf_counter_ns() - began)
+        finally:
+            self._call_ended(call.id)
+
+    def finished(self, call: ArrivedCall) -> None:
+        """The outcome of a sync call is safe: the flight recorder may forget that it runs."""
+        self._slots[SYNC_FINISHED] = call.serial
+
+
+async def _item(
+    call: ArrivedCall, function: Callable[..., Any], item: Any, index: int, errors: dict[int, bytes]
+) -> Any:
+    """One item of an async chunk. No exception leaves it but the cancelling of the chunk."""
+    try:
+        return await (function(*item) if call.mode & STAR else function(item))
+    except BaseException as error:
+        if call.cancelled and isinstance(error, asyncio.CancelledError):
+            raise
+        errors[index] = pack_error(error)
+        return None
+
+
+def _without_value(call: ArrivedCall, status: int) -> Outcome:
+    return Outcome(call.id, status, b"", (), call.function, 0, 0)
+
+
+def _failed(call: ArrivedCall, error: BaseException, ns: int) -> Outcome:
+    if call.cancelled and isinstance(error, asyncio.CancelledError):
+        return _without_value(call, CANCELLED)
+    return Outcome(call.id, ERROR, pack_error(error), (), call.function, 1 if ns else 0, ns)
+
+
+def _chunk_outcome(call: ArrivedCall, values: list[Any], errors: dict[int, bytes], ns: int) -> Outcome:
+    """A chunk's values as one payload: `(ns, values)`, or `(ns, values, errors by index)` if some items failed."""
+    count = len(values)
+    try:
+        payload, buffers = pack((ns, values, errors) if errors else (ns, values))
+    except Exception:
+        # One value that cannot travel must not cost the others: find it.
+        for index, value in enumerate(values):
+            try:
+                pack(value)
+            except Exception as error:
+                errors[index] = pack_error(error)
+                values[index] = None
+        payload, buffers = pack((ns, values, errors))
+    return Outcome(call.id, OK_PARTLY if errors else OK, payload, buffers, call.function, count, ns)

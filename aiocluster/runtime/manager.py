@@ -1,0 +1,353 @@
+"""The manager's shell: performs what the coordinator asks, on the loop of the user's program.
+
+It has no opinion: who runs what, who is lost and what becomes of calls is the coordinator's to say. All of it happens in the
+loop's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from pickle import loads
+from typing import Any, assert_never
+
+from aiocluster.config import Settings
+from aiocluster.core.calls import Call, CallOptions
+from aiocluster.core.coordinator import Coordinator
+from aiocluster.core.effects import (
+    DropNode,
+    DropWorker,
+    EndCall,
+    Event,
+    PublishEvent,
+    ReleaseNode,
+    ResolveCalls,
+    RunJoinCalls,
+    SendToNode,
+    SendToWorker,
+)
+from aiocluster.core.functions import FunctionEntry
+from aiocluster.errors import ClusterClosed
+from aiocluster.ids import Token, new_cluster_id
+from aiocluster.net.link import Link
+from aiocluster.runtime.asking import answer
+from aiocluster.runtime.futures import Future, gather_by_worker
+from aiocluster.runtime.joining import JoinCall, JoinCalls
+from aiocluster.runtime.logbook import Logbook
+from aiocluster.runtime.peers import NodePeer, WorkerPeer
+from aiocluster.wire.functions import FunctionCapture
+from aiocluster.wire.messages import Ask, Message
+from aiocluster.wire.payloads import pack
+
+__all__ = ["Manager"]
+
+logger = logging.getLogger("aiocluster")
+
+EVENTS_KEPT = 10_000
+
+
+class Manager:
+    """One cluster, seen from the process that owns it. It implements `Backend` for the public API.
+
+    Args:
+        settings: the cluster's figures.
+        write_output: called with a worker's id, 1 for stdout or 2 for stderr, and whole lines.
+    """
+
+    def __init__(self, settings: Settings, write_output: Callable[[int, int, list[str]], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.settings = settings
+        self.id = new_cluster_id()
+        self.token = Token.generate()
+        self.core = Coordinator(settings, self._loop.time())
+        self.output = Logbook(self, write_output)
+        self.join_calls = JoinCalls(self)
+        self.nodes: dict[str, NodePeer] = {}
+        self.workers: dict[int, WorkerPeer] = {}
+        self.node_links: dict[str, Link] = {}
+        self.worker_links: dict[int, Link] = {}
+        self.events: deque[Event] = deque(maxlen=EVENTS_KEPT)
+        self.listeners: dict[Callable[[Event], None], None] = {}
+        """Called with every event, at once."""
+        self.release_node: Callable[[str, str], None] = lambda name, reason: None
+        """Set by who launches nodes."""
+        self._capture = FunctionCapture()
+        self._next_call = 1
+        self._flush_due = False
+        self._performing = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    # --- Backend: what the public API needs --------------------------------------------------------------------------------
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        return self._loop
+
+    def submit(
+        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], options: CallOptions
+    ) -> Future[Any]:
+        future: Future[Any] = Future(self, loop=self._loop)
+        try:
+            entry = self.capture(fn)
+            payload, buffers = pack([args, kwargs] if kwargs else args)
+        except Exception as error:
+            future.set_exception(error)
+            return future
+        id = self._next_call
+        self._next_call = id + 1
+        future._call = call = Call(id, entry, payload, buffers, options, 0, 1, 0, future)
+        if options.timeout_s is not None:
+            call.deadline = self._loop.time() + options.timeout_s
+        refusal = self.core.submit(call)
+        if refusal is not None:
+            call.handle = None
+            future.set_exception(refusal)
+        elif not self._flush_due:
+            self._flush_due = True
+            self._loop.call_soon(self._flush_soon)
+        return future
+
+    def capture(self, fn: Callable[..., Any]) -> FunctionEntry:
+        captured = self._capture.capture(fn)
+        return self.core.functions.intern(captured.hash, captured.payload, captured.name, captured.is_async)
+
+    def send(
+        self,
+        function: FunctionEntry,
+        payload: bytes,
+        buffers: Sequence[Any],
+        options: CallOptions,
+        handle: Any,
+        *,
+        mode: int = 0,
+        items: int = 1,
+        deadline: float | None = None,
+        kills: int = 0,
+    ) -> Call:
+        call = Call(self.next_call_id(), function, payload, buffers, options, mode, items, 0, handle)
+        call.deadline = deadline
+        call.kills = kills
+        refusal = self.core.submit(call)
+        if refusal is not None:
+            call.handle = None
+            self._loop.call_soon(handle.fail, refusal)
+        self.schedule_flush()
+        return call
+
+    def withdraw(self, call: Call, *, force: bool = False) -> None:
+        call.handle = None
+        self.core.cancel(call, self._loop.time(), force=force)
+        self.perform()
+        self.schedule_flush()
+
+    def estimate_s(self, function: FunctionEntry) -> float | None:
+        return function.estimate_s
+
+    def worker_count(self) -> int:
+        return len(self.core.dispatch.places)
+
+    def worker_of(self, call: Call) -> int | None:
+        return None if call.lane is None else call.lane.place.id
+
+    def run_blocking(self, work: Coroutine[Any, Any, Any]) -> Any:
+        work.close()
+        raise TypeError("a map is awaited, or iterated with `async for`")
+
+    async def everywhere(
+        self,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        options: CallOptions,
+        on_join: bool,
+    ) -> dict[int, Any]:
+        payload, buffers = pack([args, kwargs] if kwargs else args)
+        call = JoinCall(self.capture(fn), payload, buffers, options)
+        if on_join:
+            self.join_calls.add(call)
+        ids = [record.id for record in self.core.roster.ready()]
+        if options.workers is not None:
+            ids = [id for id in ids if id in options.workers]
+        return await gather_by_worker({id: self.join_calls.call_on(id, call) for id in ids})
+
+    async def logs(self, call: Call) -> list[str]:
+        return await self.output.lines_of(call)
+
+    # --- for other parts of the manager --------------------------------------------------------------------------------------
+
+    def next_call_id(self) -> int:
+        id = self._next_call
+        self._next_call = id + 1
+        return id
+
+    def spawn(self, work: Any, name: str) -> asyncio.Task[Any]:
+        """Run a coroutine as a task of this manager: `stop` cancels it, and an error of it is logged."""
+        task = self._loop.create_task(work, name=f"{self.id} {name}")
+        self._tasks.add(task)
+        task.add_done_callback(self._task_done)
+        return task
+
+    def _task_done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("%s failed", task.get_name(), exc_info=error)
+
+    def answer(self, worker_id: int, message: Ask) -> None:
+        """Answer a worker's question, now or when the answer is known."""
+        self.spawn(answer(self, worker_id, message), f"answer to worker {worker_id}")
+
+    def send_to_worker(self, worker_id: int, message: Message, buffers: Sequence[Any] = ()) -> None:
+        """Nothing happens if the worker is gone: what it waits for is nobody's loss any more."""
+        link = self.worker_links.get(worker_id)
+        if link is not None:
+            link.send(message, buffers)
+
+    # --- turning ---------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        self._arm()
+
+    def schedule_flush(self) -> None:
+        """Place calls at the end of this loop tick, with everything else that happens in it."""
+        if not self._flush_due:
+            self._flush_due = True
+            self._loop.call_soon(self._flush_soon)
+
+    def _flush_soon(self) -> None:
+        self._flush_due = False
+        self.flush()
+
+    def flush(self) -> None:
+        """Place what can be placed now."""
+        self.core.assign(self._loop.time())
+        self.perform()
+        self._arm()
+
+    def perform(self) -> None:
+        """Do what the core asks, in order. Whatever that causes is done in the same go."""
+        if self._performing:
+            return
+        self._performing = True
+        try:
+            while effects := self.core.take_effects():
+                for effect in effects:
+                    match effect:
+                        case SendToWorker():
+                            link = self.worker_links.get(effect.worker_id)
+                            if link is not None:
+                                link.send(effect.message, effect.buffers)
+                        case ResolveCalls():
+                            self._resolve(effect)
+                        case EndCall():
+                            call, error = effect.ended
+                            handle, call.handle = call.handle, None
+                            if handle is not None:
+                                handle.fail(error)
+                        case SendToNode():
+                            if effect.node in self.node_links:
+                                self.node_links[effect.node].send(effect.message)
+                        case DropWorker():
+                            self._drop_worker(effect.worker_id)
+                        case DropNode():
+                            self._drop_node(effect.node)
+                        case ReleaseNode():
+                            self.release_node(effect.node, effect.reason)
+                        case RunJoinCalls():
+                            self.join_calls.run(effect.worker_id)
+                        case PublishEvent():
+                            self._publish(effect.event)
+                        case _:
+                            assert_never(effect)
+        finally:
+            self._performing = False
+
+    def _resolve(self, effect: ResolveCalls) -> None:
+        shares = effect.buffers
+        worker_id = effect.worker_id
+        for index, call in enumerate(effect.calls):
+            if call is None:
+                continue
+            handle, call.handle = call.handle, None
+            if handle is None:
+                continue
+            status, payload = effect.statuses[index], effect.payloads[index]
+            if status == 0 and shares is None and handle.__class__ is Future:
+                try:
+                    value = loads(payload)
+                except Exception:
+                    handle.resolve(status, payload, (), worker_id)  # the slow way knows what to say of it
+                else:
+                    if not handle.done():
+                        handle.set_result(value)
+            else:
+                handle.resolve(status, payload, () if shares is None else shares[index], worker_id)
+
+    def _drop_worker(self, worker_id: int) -> None:
+        peer = self.workers.pop(worker_id, None)
+        if peer is not None:
+            peer.dropped = True
+        link = self.worker_links.pop(worker_id, None)
+        if link is not None:
+            link.abort()
+
+    def _drop_node(self, name: str) -> None:
+        peer = self.nodes.pop(name, None)
+        if peer is not None:
+            peer.dropped = True
+        link = self.node_links.pop(name, None)
+        if link is not None:
+            link.abort()
+
+    def _publish(self, event: Event) -> None:
+        self.events.append(event)
+        lost = event.kind in ("node_lost", "node_failed", "start_failed", "worker_lost")
+        if self.core.closing is None:
+            who = f"worker {event.worker_id}" if event.worker_id else f"node {event.node}"
+            logger.log(logging.WARNING if lost else logging.INFO, "%s: %s: %s", who, event.kind.replace("_", " "), event.text)
+        for listener in list(self.listeners):
+            listener(event)
+
+    def _arm(self) -> None:
+        """Have `tick` called when the core wants it; a timer that is early does no harm and re-arms itself."""
+        due = self.core.deadline
+        timer = self._timer
+        if timer is not None:
+            if timer.when() <= due + 0.0005:
+                return
+            timer.cancel()
+        self._timer = self._loop.call_at(due, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self.core.tick(self._loop.time())
+        self.perform()
+        self.flush()
+
+    # --- the end ---------------------------------------------------------------------------------------------------------
+
+    def begin_close(self, reason: ClusterClosed, grace_s: float) -> None:
+        """End every call, tell everybody to end."""
+        self.core.close(reason, grace_s, self._loop.time())
+        self.perform()
+
+    async def stop(self) -> None:
+        """Stop turning: no timer, no task and no link is left."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        tasks = [task for task in self._tasks if task is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        for worker_id in list(self.workers):
+            self._drop_worker(worker_id)
+        for name in list(self.nodes):
+            self._drop_node(name)
+        for link in [*self.worker_links.values(), *self.node_links.values()]:
+            link.abort()
+        self.worker_links.clear()
+        self.node_links.clear()
