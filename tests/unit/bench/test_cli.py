@@ -14,7 +14,7 @@ def test_list_names_every_workload_and_its_targets(capsys: pytest.CaptureFixture
     assert main(["--list"]) == 0
     said = capsys.readouterr().out
     assert all(f"{name}\n" in said for name in TABLE)
-    assert "call: at most 1.8 x the limit" in said
+    assert "apart: at most 1.8 x the limit" in said
     assert "cpu: at most 0.5 %" in said
 
 
