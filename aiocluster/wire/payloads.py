@@ -84,6 +84,18 @@ def pack(value: Any) -> Payload:
     Raises:
         Exception: what pickling raised, with a note that says what cannot travel.
     """
+    try:
+        data = dumps(value, _PROTOCOL, buffer_callback=_only_small)
+    except Exception:  # noqa: BLE001  # whatever it is, it is met again and said there
+        return _pack_any(value)
+    if data.find(_MAIN) >= 0:
+        return _pack_any(value)
+    if len(data) >= LARGE_DATA_BYTES:
+        return Payload(b"", [memoryview(data)])
+    return _new(Payload, (data, []))  # half the cost of calling the named tuple
+
+
+def _pack_any(value: Any) -> Payload:
     buffers: list[memoryview] = []
 
     def beside(buffer: PickleBuffer) -> bool:
@@ -108,7 +120,7 @@ def pack(value: Any) -> Payload:
             raise _with_note(error, value) from None
     if len(data) >= LARGE_DATA_BYTES:
         return Payload(b"", [memoryview(data), *buffers])
-    return _new(Payload, (data, buffers))  # half the cost of calling the named tuple
+    return Payload(data, buffers)
 
 
 def by_value(value: Any, buffer_callback: Any = None) -> bytes:

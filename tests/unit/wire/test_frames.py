@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from struct import pack
 
-import msgpack
+import msgpack  # type: ignore[import-untyped]
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from aiocluster.errors import ProtocolError
 from aiocluster.wire import frames as module
 from aiocluster.wire.frames import BEFORE_WELCOME, DIRECT_BYTES, STAGING_BYTES, Frame, FrameDecoder, FrameLimits, encode
-from aiocluster.wire.messages import Ack, Answer, Beat, Calls, CancelCalls, Message, Results, Yielded, fields_of
+from aiocluster.wire.messages import Ack, Answer, Beat, Calls, CancelCalls, Message, Results, Yielded, decode, fields_of
 
 from .strategies import buffers_for, messages
 
@@ -209,7 +209,7 @@ def test_header_is_plain_msgpack_for_any_other_reader() -> None:
 
 def test_header_read_without_msgpack() -> None:
     """The bytes of one frame, by the format's own words: fixarray 3, fixint 37, uint16 1000, empty fixarray."""
-    assert written(module.decode([37, 1000])) == bytes.fromhex("00000006 93 25 cd03e8 90".replace(" ", ""))
+    assert written(decode([37, 1000])) == bytes.fromhex("00000006 93 25 cd03e8 90".replace(" ", ""))
 
 
 def test_buffers_of_any_shape_are_sent_flat() -> None:
@@ -217,7 +217,7 @@ def test_buffers_of_any_shape_are_sent_flat() -> None:
     message, _ = with_buffers(24)
     first, body = encode(message, [array])
     assert bytes(body) == bytes(24)
-    assert plain(new_decoder().feed(first + bytes(body))) == [(message, [bytes(24)])]
+    assert plain(new_decoder().feed(bytes(first) + bytes(body))) == [(message, [bytes(24)])]
 
 
 def test_packer_that_grew_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -429,7 +429,7 @@ def test_frame_with_some_bytes_changed_is_refused_or_another_valid_one(message: 
     except ProtocolError:
         return
     for item in found:
-        assert module.decode(fields_of(item.message)) == item.message
+        assert decode(fields_of(item.message)) == item.message
 
 
 @settings(max_examples=5)

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-import msgpack
+import msgpack  # type: ignore[import-untyped]
 import numpy as np
 import pytest
 from hypothesis import given
@@ -75,6 +75,15 @@ def test_array_arrives_equal_and_its_receivers_own(count: int, writable: bool) -
     assert not np.shares_memory(arrived, array)
     if writable:
         arrived[:] = 7
+
+
+def test_small_array_beside_a_large_one_stays_inside() -> None:
+    value = [np.arange(5), np.arange(50_000)]
+    data, buffers = pack(value)
+    assert len(buffers) == 1
+    small, large = unpack(data, buffers)
+    assert small.tolist() == [0, 1, 2, 3, 4]
+    assert (large == value[1]).all()
 
 
 def test_array_in_column_order_and_its_parts_arrive() -> None:
@@ -387,7 +396,7 @@ def test_exception_that_cannot_travel_arrives_as_remote_error(exc: Exception) ->
 
 class BreaksTraceback(Exception):
     @property
-    def __notes__(self) -> Any:
+    def __notes__(self) -> Any:  # type: ignore[override]
         raise KeyboardInterrupt
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from aiocluster.errors import ProtocolError
 from aiocluster.wire import checks, frames, handshake, messages, payloads
 from aiocluster.wire.functions import content_hash
 from aiocluster.wire.messages import MESSAGES, CallStatus, Mode
@@ -51,7 +52,7 @@ def test_options_of_nested_calls_are_all_named(doc: str) -> None:
             try:
                 messages.decode(messages.fields_of(message._replace(options=[[0, {key: value}]])))
                 break
-            except messages.ProtocolError:
+            except ProtocolError:
                 continue
         else:
             raise AssertionError(f"the code does not know {key}")
