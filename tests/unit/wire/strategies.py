@@ -98,8 +98,10 @@ def calls(draw: st.DrawFn) -> m.Calls:
 @st.composite
 def submit(draw: st.DrawFn) -> m.Submit:
     n = draw(st.integers(0, 5))
-    columns = [draw(exactly(n, u64)) for _ in range(3)]
-    return m.Submit(*columns, draw(modes(n)), draw(exactly(n, blob)), draw(rows(n, options)), draw(rows(n, positive)))
+    ids, parents, functions = [draw(exactly(n, u64)) for _ in range(3)]
+    return m.Submit(
+        ids, parents, functions, draw(modes(n)), draw(exactly(n, blob)), draw(rows(n, options)), draw(rows(n, positive))
+    )
 
 
 @st.composite
@@ -120,12 +122,15 @@ def outcomes(draw: st.DrawFn) -> m.Outcomes:
 @st.composite
 def worker_exited(draw: st.DrawFn) -> m.WorkerExited:
     n = draw(st.integers(0, 5))
-    serials = [draw(u64) for _ in range(4)]
+    started, finished, started_async, item = [draw(u64) for _ in range(4)]
     return m.WorkerExited(
         draw(u64),
         draw(short),
         draw(boolean),
-        *serials,
+        started,
+        finished,
+        started_async,
+        item,
         draw(exactly(n, u64)),
         draw(statuses(n)),
         draw(exactly(n, blob)),
