@@ -1,7 +1,7 @@
 """What cannot be imported where it arrives, pickled by value.
 
-This is the only module that imports cloudpickle, and it is imported only when it is needed. It adds to cloudpickle what that sends as a
-name nobody knows: functions of the script itself behind `functools.lru_cache`.
+This is the only module that imports cloudpickle, and it is imported only when it is needed. It adds to cloudpickle
+what that sends as a name nobody knows: functions of the script itself behind `functools.lru_cache`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def dumps_by_value(value: Any, buffer_callback: Any = None) -> bytes:
 def _is_importable(cached: Any) -> bool:
     try:
         return b"__main__" not in dumps(cached, 5)
-    except Exception:  # noqa: BLE001  # whatever it is, it does not travel as a name
+    except Exception:  # whatever it is, it does not travel as a name
         return False
 
 

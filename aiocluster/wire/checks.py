@@ -69,9 +69,7 @@ def scalar(value: Any) -> bool:
 
 def mapping(value: Any) -> bool:
     """A map from short text to scalars, for settings and figures."""
-    return type(value) is dict and all(
-        type(key) is str and len(key) <= 64 and scalar(item) for key, item in value.items()
-    )
+    return type(value) is dict and all(type(key) is str and len(key) <= 64 and scalar(item) for key, item in value.items())
 
 
 def keyed(**checks: Check) -> Check:
@@ -87,9 +85,7 @@ def keyed(**checks: Check) -> Check:
 
 def amounts(value: Any) -> bool:
     """A map from short text to numbers, for resources."""
-    return type(value) is dict and all(
-        type(key) is str and len(key) <= 64 and number(item) for key, item in value.items()
-    )
+    return type(value) is dict and all(type(key) is str and len(key) <= 64 and number(item) for key, item in value.items())
 
 
 def plain_within(value: Any, depth: int) -> bool:
@@ -158,11 +154,7 @@ def table(*checks: Check) -> Check:
     width = len(checks)
 
     def row_fits(row: Any) -> bool:
-        return (
-            type(row) is list
-            and len(row) == width
-            and all(check(field) for check, field in zip(checks, row, strict=True))
-        )
+        return type(row) is list and len(row) == width and all(check(field) for check, field in zip(checks, row, strict=True))
 
     return lambda value: type(value) is list and (not value or all(map(row_fits, value)))
 

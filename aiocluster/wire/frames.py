@@ -48,7 +48,8 @@ class Frame(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FrameLimits:
-    """What a peer may send in one frame. The defaults are for authenticated peers, and bound what one of them can take by mistake."""
+    """What a peer may send in one frame. The defaults are for authenticated peers, and bound what one of them can take
+    by mistake."""
 
     header_bytes: int = 2**30
     buffer_bytes: int = 16 * 2**30
@@ -85,9 +86,7 @@ def encode(message: Message, buffers: Sequence[Buffer] = ()) -> list[bytes | mem
     """
     global _packer
     if len(buffers) != buffer_count(message):
-        raise ValueError(
-            f"{type(message).__name__} speaks of {buffer_count(message)} buffers, but comes with {len(buffers)}"
-        )
+        raise ValueError(f"{type(message).__name__} speaks of {buffer_count(message)} buffers, but comes with {len(buffers)}")
     views = [flat(buffer) for buffer in buffers]
     header = _packer.pack([*fields_of(message), [view.nbytes for view in views]])
     if len(header) > _PACKER_KEEPS:
@@ -125,9 +124,7 @@ def _unpack(header: memoryview) -> Any:
     """What msgpack says of a header. Lengths inside are bounded by that of the header: nothing larger is ever allocated."""
     complaint = "a header is not valid msgpack"
     try:
-        return msgpack.unpackb(
-            header, raw=False, strict_map_key=True, use_list=True, object_pairs_hook=_map, ext_hook=_extension
-        )
+        return msgpack.unpackb(header, raw=False, strict_map_key=True, use_list=True, object_pairs_hook=_map, ext_hook=_extension)
     except (ValueError, TypeError, RecursionError, MemoryError, OverflowError, msgpack.UnpackException) as error:
         complaint = _COMPLAINTS.get(type(error), complaint)
     # Raised out here, so that the new error does not refer to one that holds what was decoded.

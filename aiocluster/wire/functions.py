@@ -269,7 +269,7 @@ def _reference(value: Any) -> bytes | None:
     """The pickle of a function or class that the other end can import; None for any other."""
     try:
         payload = dumps(value, 5)
-    except Exception:  # noqa: BLE001  # whatever it is, it does not travel as a name
+    except Exception:  # whatever it is, it does not travel as a name
         return None
     return None if b"__main__" in payload or _registered_by_value(getattr(value, "__module__", None)) else payload
 

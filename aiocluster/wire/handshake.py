@@ -5,8 +5,9 @@
     server  32 bytes  HMAC-SHA256(token, b"aiocluster/1 server" + client's nonce + server's nonce)
 
 A gate has no socket, no clock and no random source: it is fed bytes in any splits and handed its nonce. Nothing of a peer is
-decoded here, and nothing after the gate is before it has been passed. The two proofs differ in text and in the order of nonces, so
-that neither can be reflected; a nonce that comes back as the peer's own is refused all the same. `Hello` is checked here too.
+decoded here, and nothing after the gate is before it has been passed. The two proofs differ in text and in the order
+of nonces, so that neither can be reflected; a nonce that comes back as the peer's own is refused all the same. `Hello`
+is checked here too.
 """
 
 from __future__ import annotations
@@ -144,9 +145,7 @@ class ClientGate(_Gate):
         proof = self._take(_MAC_BYTES)
         if proof is not None:
             if not hmac.compare_digest(proof, _proof(self._token, b"server", self._nonce, self._server_nonce)):
-                raise self._fail(
-                    AuthenticationError("the manager did not prove that it knows the token of this cluster")
-                )
+                raise self._fail(AuthenticationError("the manager did not prove that it knows the token of this cluster"))
             self.passed = True
         return b""
 

@@ -245,7 +245,8 @@ class NodeDraining(NamedTuple):
 
 
 class Output(NamedTuple):
-    """Agent to manager: whole lines that a worker wrote. `stream` is 1 or 2; `calls` has the id of the call that wrote each, or 0."""
+    """Agent to manager: whole lines that a worker wrote. `stream` is 1 or 2; `calls` has the id of the call that wrote
+    each, or 0."""
 
     worker_id: int
     stream: int
@@ -344,7 +345,8 @@ class Resumed(NamedTuple):
 
 
 class Submit(NamedTuple):
-    """Worker to manager: nested calls. `ids` and `functions` are the worker's own numbers; `parents` the calls they are made from.
+    """Worker to manager: nested calls. `ids` and `functions` are the worker's own numbers; `parents` the calls they
+    are made from.
 
     `options`: rows of index and a map (timeout_s, retries, idempotent, workers, resources, priority, name;
     left_s: seconds to a deadline that is set already; items of a chunk, and the workers they have killed), only where set.

@@ -73,7 +73,7 @@ def pack_small(value: Any) -> bytes | None:
     """
     try:
         data = dumps(value, _PROTOCOL, buffer_callback=_only_small)
-    except Exception:  # noqa: BLE001  # whatever it is, `pack` meets it again and says it
+    except Exception:  # whatever it is, `pack` meets it again and says it
         return None
     return data if len(data) < LARGE_DATA_BYTES and data.find(_MAIN) < 0 else None
 
@@ -86,7 +86,7 @@ def pack(value: Any) -> Payload:
     """
     try:
         data = dumps(value, _PROTOCOL, buffer_callback=_only_small)
-    except Exception:  # noqa: BLE001  # whatever it is, it is met again and said there
+    except Exception:  # whatever it is, it is met again and said there
         return _pack_any(value)
     if data.find(_MAIN) >= 0:
         return _pack_any(value)
@@ -111,12 +111,13 @@ def _pack_any(value: Any) -> Payload:
             buffers.clear()
             data = by_value(value, beside)
     except RecursionError as error:
-        raise _with_note(error, value)
-    except Exception:  # noqa: BLE001  # a `__reduce__` may raise anything; cloudpickle may know better
+        _with_note(error, value)
+        raise
+    except Exception:  # a `__reduce__` may raise anything; cloudpickle may know better
         buffers.clear()
         try:
             data = by_value(value, beside)
-        except Exception as error:  # noqa: BLE001  # as above; raised with a note
+        except Exception as error:  # as above; raised with a note
             raise _with_note(error, value) from None
     if len(data) >= LARGE_DATA_BYTES:
         return Payload(b"", [memoryview(data), *buffers])
@@ -131,9 +132,7 @@ def by_value(value: Any, buffer_callback: Any = None) -> bytes:
 
 
 def _with_note(error: Exception, value: Any) -> Exception:
-    error.add_note(
-        f"aiocluster could not pickle this {type(value).__name__}, so that it cannot travel to another process"
-    )
+    error.add_note(f"aiocluster could not pickle this {type(value).__name__}, so that it cannot travel to another process")
     return error
 
 
@@ -183,7 +182,7 @@ def unpack_error(data: Buffer) -> BaseException:
         name, text, traceback, pickled = msgpack.unpackb(data)
         if not (type(name) is type(text) is type(traceback) is str and type(pickled) in (bytes, type(None))):
             raise TypeError
-    except Exception:  # noqa: BLE001  # the bytes are no error at all; what they are instead must not be quoted
+    except Exception:  # the bytes are no error at all; what they are instead must not be quoted
         return ProtocolError("an error arrived that is not of the form that the protocol says")
     error: BaseException | None = _loaded(pickled) if pickled is not None else None
     if error is None:
@@ -212,10 +211,10 @@ def _pickle_of(exc: BaseException) -> bytes | None:
             pickled = dumps(whole, _PROTOCOL)
             if pickled.find(_MAIN) >= 0:
                 pickled = by_value(whole)
-        except Exception:  # noqa: BLE001  # as in `pack`
+        except Exception:  # as in `pack`
             pickled = by_value(whole)
         return pickled if type(_loaded(pickled)) is type(exc) else None
-    except BaseException:  # noqa: BLE001  # a `__reduce__` may raise anything, and the failure must be told all the same
+    except BaseException:  # a `__reduce__` may raise anything, and the failure must be told all the same
         return None
 
 
@@ -229,14 +228,14 @@ def _loaded(pickled: bytes) -> BaseException | None:
                 exc.add_note(note)
         exc.__cause__ = None  # can be set, as it will be
         return exc
-    except BaseException:  # noqa: BLE001  # its `__setstate__` may raise anything too
+    except BaseException:  # its `__setstate__` may raise anything too
         return None
 
 
 def _text_of(exc: BaseException) -> str:
     try:
         return str(exc)
-    except BaseException:  # noqa: BLE001  # a `__str__` may raise anything
+    except BaseException:  # a `__str__` may raise anything
         return "(its text cannot be shown: `str()` of it raises)"
 
 
@@ -248,7 +247,7 @@ def _traceback_of(exc: BaseException) -> str:
         frames = frames.tb_next
     try:
         return "".join(traceback.format_exception(type(exc), exc, frames or exc.__traceback__))
-    except BaseException:  # noqa: BLE001  # it asks the exception for its text and notes
+    except BaseException:  # it asks the exception for its text and notes
         return "(the traceback cannot be shown: formatting it raises)"
 
 

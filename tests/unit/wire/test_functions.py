@@ -59,7 +59,7 @@ class SlowTool(AsyncTool):
 def script(source: str) -> dict[str, Any]:
     """The globals of a script, whose functions cannot be imported."""
     space: dict[str, Any] = {"__name__": "__main__"}
-    exec(source, space)  # noqa: S102  # what a script is, here
+    exec(source, space)  # what a script is, here
     return space
 
 
@@ -96,9 +96,7 @@ def test_two_captures_of_one_function_have_one_name() -> None:
     assert FunctionCapture().capture(plain) == FunctionCapture().capture(plain)
 
 
-def test_function_whose_name_means_another_travels_by_value(
-    capture: FunctionCapture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_function_whose_name_means_another_travels_by_value(capture: FunctionCapture, monkeypatch: pytest.MonkeyPatch) -> None:
     original = plain
     monkeypatch.setattr(sys.modules[__name__], "plain", lambda x: 0)
     assert load_function(capture.capture(original).payload)(1) == 2
@@ -198,7 +196,7 @@ def test_change_between_two_calls_shows_in_the_second(capture: FunctionCapture, 
         for _ in range(captures_before):
             before = capture.capture(function)
         assert load_function(before.payload)(1) == function(1)
-        exec(change, space)  # noqa: S102
+        exec(change, space)
         after = [capture.capture(function) for _ in range(3)]
         assert {load_function(captured.payload)(1) for captured in after} == {function(1)}
         assert before.payload not in {captured.payload for captured in after}
@@ -215,7 +213,8 @@ def test_attribute_set_later_is_captured(capture: FunctionCapture) -> None:
 
 def test_closure_that_is_empty_still_and_filled_later(capture: FunctionCapture) -> None:
     space = script(
-        "def make():\n    def f():\n        return y\n    def fill():\n        nonlocal y\n        y = 3\n    if 0: y = 0\n    return f, fill"
+        "def make():\n    def f():\n        return y\n    def fill():\n        nonlocal y\n        y = 3\n    if 0: y = 0\n"
+        "    return f, fill"
     )
     function, fill = space["make"]()
     assert reuses(capture, function)
@@ -225,9 +224,7 @@ def test_closure_that_is_empty_still_and_filled_later(capture: FunctionCapture) 
     assert load_function(capture.capture(function).payload)() == 3
 
 
-def test_change_by_another_thread_in_mid_capture_is_not_kept(
-    capture: FunctionCapture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_change_by_another_thread_in_mid_capture_is_not_kept(capture: FunctionCapture, monkeypatch: pytest.MonkeyPatch) -> None:
     space = script(SAFE["a constant"])
     function = space["f"]
     capture.capture(function)
@@ -257,9 +254,7 @@ def test_change_by_another_thread_in_mid_capture_is_not_kept(
         functools.lru_cache(math.sqrt),
     ],
 )
-def test_objects_that_can_be_called_travel_with_their_state(
-    capture: FunctionCapture, function: Callable[..., Any]
-) -> None:
+def test_objects_that_can_be_called_travel_with_their_state(capture: FunctionCapture, function: Callable[..., Any]) -> None:
     arguments = () if isinstance(function, functools.partial) else (1,)
     assert load_function(capture.capture(function).payload)(*arguments) == function(*arguments)
     assert len(capture) == 0
@@ -369,9 +364,7 @@ def test_function_without_weak_references_is_kept_within_the_limit(monkeypatch: 
         (functools.partial(plain), False),
     ],
 )
-def test_async_functions_are_told_from_others(
-    capture: FunctionCapture, function: Callable[..., Any], expected: bool
-) -> None:
+def test_async_functions_are_told_from_others(capture: FunctionCapture, function: Callable[..., Any], expected: bool) -> None:
     assert is_async(function) is expected
     assert capture.capture(function).is_async is expected
 

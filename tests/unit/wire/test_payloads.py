@@ -42,9 +42,7 @@ def travelled(value: Any) -> Any:
 scalars = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(), st.binary())
 values = st.recursive(
     scalars,
-    lambda inner: st.one_of(
-        st.lists(inner), st.tuples(inner, inner), st.dictionaries(st.text(), inner), st.frozensets(scalars)
-    ),
+    lambda inner: st.one_of(st.lists(inner), st.tuples(inner, inner), st.dictionaries(st.text(), inner), st.frozensets(scalars)),
     max_leaves=10,
 )
 
@@ -201,7 +199,7 @@ def raised(exc: BaseException) -> BaseException:
     """The exception after it was raised, caught, packed and unpacked."""
     try:
         raise exc
-    except BaseException as caught:  # noqa: BLE001  # any of them
+    except BaseException as caught:  # any of them
         return unpack_error(pack_error(caught))
 
 
@@ -259,12 +257,13 @@ def test_frames_of_the_runtime_come_first_and_are_left_out() -> None:
     assert "in fail" in text
     caller = compile("def call(function):\n    return function()", pack_error.__code__.co_filename, "exec")
     space: dict[str, Any] = {}
-    exec(caller, space)  # noqa: S102  # a frame that looks like the runtime's own
+    exec(caller, space)  # a frame that looks like the runtime's own
     try:
         space["call"](fail)
     except ZeroDivisionError as error:
-        assert error.__traceback__ is not None
-        error.__traceback__ = error.__traceback__.tb_next  # this test's own frame, which a worker does not have
+        # Without this test's own frame, which a worker does not have.
+        own = error.__traceback__
+        error = error.with_traceback(own and own.tb_next)
         text = str(unpack_error(pack_error(error)).__cause__)
     assert "in fail" in text
     assert "in call" not in text

@@ -24,9 +24,7 @@ def doc() -> str:
 
 def rows() -> dict[int, tuple[str, str, list[str]]]:
     found = ROW.findall(DOC.read_text("utf-8"))
-    return {
-        int(tag): (name, way, [part.split("`")[1] for part in fields.split(";")]) for tag, name, way, fields in found
-    }
+    return {int(tag): (name, way, [part.split("`")[1] for part in fields.split(";")]) for tag, name, way, fields in found}
 
 
 def test_table_has_every_message_with_its_fields_in_order() -> None:
