@@ -39,7 +39,8 @@ __all__ = [
 
 def _rebuild(cls: type[AioclusterError], state: dict[str, Any]) -> AioclusterError:
     error = cls.__new__(cls)
-    error.__dict__.update(state)
+    error.args = state["args"]
+    error.__dict__.update((name, value) for name, value in state.items() if name != "args")
     return error
 
 

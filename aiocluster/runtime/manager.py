@@ -78,6 +78,7 @@ class Manager:
         self._flush_due = False
         self._performing = False
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
         self._tasks: set[asyncio.Task[Any]] = set()
 
     # --- Backend: what the public API needs --------------------------------------------------------------------------------
@@ -313,11 +314,11 @@ class Manager:
     def _arm(self) -> None:
         """Have `tick` called when the core wants it; a timer that is early does no harm and re-arms itself."""
         due = self.core.deadline
-        timer = self._timer
-        if timer is not None:
-            if timer.when() <= due + 0.0005:
+        if self._timer is not None:
+            if self._timer_at <= due + 0.0005:
                 return
-            timer.cancel()
+            self._timer.cancel()
+        self._timer_at = due
         self._timer = self._loop.call_at(due, self._on_timer)
 
     def _on_timer(self) -> None:
