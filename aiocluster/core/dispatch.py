@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from aiocluster.config import Settings
-from aiocluster.core.calls import MAX_KILLS, Call, CallState
+from aiocluster.core.calls import DEFAULT_OPTIONS, MAX_KILLS, Call, CallState
 from aiocluster.core.functions import FunctionTable
 from aiocluster.core.places import LaneKind, WorkerPlace
 from aiocluster.core.pools import Demand, OwnPool, Pool
@@ -58,11 +58,14 @@ class Dispatch:
     def __init__(self, settings: Settings, functions: FunctionTable) -> None:
         self._settings = settings
         self._functions = functions
+        self._max_calls = settings.max_pending_calls
+        self._max_bytes = settings.max_pending_bytes
         self._wakes: dict[Pool | OwnPool, None] = {}
         self._stacked: dict[WorkerPlace, None] = {}
         self._touched: dict[WorkerPlace, None] = {}
         self.places: dict[int, WorkerPlace] = {}
         self._general = tuple(Pool(kind, None, (), self._wakes) for kind in LaneKind)
+        self._sync_pool = self._general[LaneKind.SYNC]
         self._pools: dict[tuple[LaneKind, frozenset[int] | None, Demand], Pool] = {
             (pool.kind, None, ()): pool for pool in self._general
         }
@@ -177,29 +180,29 @@ class Dispatch:
         """Accept a call, or say why not. An accepted call is returned exactly once by another method."""
         if self._closed is not None:
             return self._closed
-        settings = self._settings
-        if self.pending_calls >= settings.max_pending_calls:
-            return Overloaded(f"{self.pending_calls} calls are waiting or running already (max_pending_calls)")
-        if call.size and self.pending_bytes + call.size > settings.max_pending_bytes and self.pending_calls:
+        size = call.size
+        pending_calls, pending_bytes = self.pending_calls, self.pending_bytes + size
+        if pending_calls >= self._max_calls:
+            return Overloaded(f"{pending_calls} calls are waiting or running already (max_pending_calls)")
+        if pending_bytes > self._max_bytes and pending_calls:
             return Overloaded(f"{self.pending_bytes} bytes of arguments are waiting already (max_pending_bytes)")
-        options = call.options
-        kind = LaneKind.SYNC if not call.function.is_async else LaneKind.of(call)
+        options, function = call.options, call.function
         pool: Pool | OwnPool
-        if options.workers is None and not options.resources:
-            pool = self._general[kind]
+        if options is DEFAULT_OPTIONS or (options.workers is None and not options.resources):
+            pool = self._sync_pool if not function.is_async else self._general[LaneKind.of(call)]
             if not pool.members and not self._expecting:
                 return self._unschedulable(call)
         else:
-            found = self._constrained_pool(call, kind)
+            found = self._constrained_pool(call, LaneKind.of(call))
             if isinstance(found, AioclusterError):
                 return found
             pool = found
         call.pool = pool
         pool.queue.append(call)
         self._wakes[pool] = None
-        call.function.uses += 1
-        self.pending_calls += 1
-        self.pending_bytes += call.size
+        function.uses += 1
+        self.pending_calls = pending_calls + 1
+        self.pending_bytes = pending_bytes
         if call.deadline is not None:
             heapq.heappush(self._deadlines, (call.deadline, call.id, call))
         return None

@@ -15,6 +15,7 @@ __all__ = ["Demand", "OwnPool", "Pool"]
 Demand = tuple[tuple[str, float], ...]
 
 SENT = CallState.SENT
+SYNC = LaneKind.SYNC
 
 LARGE_CALL = 4096
 """Bytes of arguments from which a lane is looked at again after each call."""
@@ -74,11 +75,12 @@ class Pool:
             if lane is None:
                 return
             ceiling = lane.ceiling()
+            touched[lane.place] = None
             while True:
                 call = queue.pop()
                 if call is None:
                     break
-                send(lane, call, touched, now)
+                send(lane, call, now)
                 if lane.load >= ceiling or lane.count >= lane.limit or self.demand or call.size > LARGE_CALL:
                     break
             lane.update()
@@ -111,20 +113,25 @@ class OwnPool:
             if lane.level < 0 or (call.options.resources and not place.fits_now(call.options.demand)):
                 return
             self.queue.pop()
-            send(lane, call, touched, now)
+            send(lane, call, now)
+            touched[place] = None
             lane.update()
 
 
-def send(lane: Lane, call: Call, touched: dict[WorkerPlace, None], now: float) -> None:
+def send(lane: Lane, call: Call, now: float) -> None:
     """Put the call into its worker's outbox and count it there; the caller updates the lane."""
     place = lane.place
     if not place.inflight:
         place.progress_at = now
     call.state = SENT
     call.lane = lane
-    call.serial = place.next_serial
-    place.next_serial += 1
-    call.weight = weight = lane.weight_of(call)
+    call.serial = serial = place.next_serial
+    place.next_serial = serial + 1
+    estimate = call.function.estimate_s
+    if estimate is None or lane.kind is not SYNC:
+        call.weight = weight = lane.weight_of(call)
+    else:
+        call.weight = weight = estimate * call.items
     lane.load += weight
     lane.count += 1
     place.bytes += call.size
@@ -132,4 +139,3 @@ def send(lane: Lane, call: Call, touched: dict[WorkerPlace, None], now: float) -
     place.outbox.append(call)
     if call.options.resources:
         place.reserve(call, 1)
-    touched[place] = None

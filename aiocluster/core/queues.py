@@ -26,7 +26,10 @@ class CallQueue:
         return self._length
 
     def append(self, call: Call) -> None:
-        self._line(call.options.priority).append(call)
+        line = self._lines.get(call.options.priority)
+        if line is None:
+            line = self._line(call.options.priority)
+        line.append(call)
         self._length += 1
 
     def append_left(self, call: Call) -> None:

@@ -33,19 +33,22 @@ from aiocluster.errors import ClusterClosed
 from aiocluster.ids import Token, new_cluster_id
 from aiocluster.net.link import Link
 from aiocluster.runtime.asking import answer
+from aiocluster.runtime.collector import CollectorRelief
 from aiocluster.runtime.futures import Future, gather_by_worker
 from aiocluster.runtime.joining import JoinCall, JoinCalls
 from aiocluster.runtime.logbook import Logbook
 from aiocluster.runtime.peers import NodePeer, WorkerPeer
-from aiocluster.wire.functions import FunctionCapture
+from aiocluster.wire.functions import CapturedFunction, FunctionCapture
 from aiocluster.wire.messages import Ask, Message
-from aiocluster.wire.payloads import pack
+from aiocluster.wire.payloads import pack, pack_small
 
 __all__ = ["Manager"]
 
 logger = logging.getLogger("aiocluster")
 
 EVENTS_KEPT = 10_000
+RELIEF_MASK = 1023
+"""Every so many calls within one tick it is looked whether the collector needs relief."""
 
 
 class Manager:
@@ -74,6 +77,9 @@ class Manager:
         self.release_node: Callable[[str, str], None] = lambda name, reason: None
         """Set by who launches nodes."""
         self._capture = FunctionCapture()
+        self._last_captured: CapturedFunction | None = None
+        self._last_entry: FunctionEntry
+        self._relief = CollectorRelief()
         self._next_call = 1
         self._flush_due = False
         self._performing = False
@@ -91,14 +97,20 @@ class Manager:
         self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], options: CallOptions
     ) -> Future[Any]:
         future: Future[Any] = Future(self, loop=self._loop)
+        buffers: Sequence[Any] = ()
         try:
             entry = self.capture(fn)
-            payload, buffers = pack([args, kwargs] if kwargs else args)
+            arguments = [args, kwargs] if kwargs else args
+            payload = pack_small(arguments)
+            if payload is None:
+                payload, buffers = pack(arguments)
         except Exception as error:
             future.set_exception(error)
             return future
         id = self._next_call
         self._next_call = id + 1
+        if not id & RELIEF_MASK:
+            self._relief.update(self.core.dispatch.pending_calls)
         future._call = call = Call(id, entry, payload, buffers, options, 0, 1, 0, future)
         if options.timeout_s is not None:
             call.deadline = self._loop.time() + options.timeout_s
@@ -113,7 +125,11 @@ class Manager:
 
     def capture(self, fn: Callable[..., Any]) -> FunctionEntry:
         captured = self._capture.capture(fn)
-        return self.core.functions.intern(captured.hash, captured.payload, captured.name, captured.is_async)
+        if captured is self._last_captured:
+            return self._last_entry
+        entry = self.core.functions.intern(captured.hash, captured.payload, captured.name, captured.is_async)
+        self._last_captured, self._last_entry = captured, entry
+        return entry
 
     def send(
         self,
@@ -219,6 +235,7 @@ class Manager:
 
     def _flush_soon(self) -> None:
         self._flush_due = False
+        self._relief.update(self.core.dispatch.pending_calls)
         self.flush()
 
     def flush(self) -> None:
@@ -336,6 +353,7 @@ class Manager:
 
     async def stop(self) -> None:
         """Stop turning: no timer, no task and no link is left."""
+        self._relief.restore()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
