@@ -276,7 +276,9 @@ class Coordinator:
     def submit(self, call: Call) -> AioclusterError | None:
         """Accept a call, or say why not. An accepted call ends in exactly one `ResolveCalls` or `EndCall`, or by `cancel`."""
         refusal = self.dispatch.submit(call)
-        if refusal is None and call.origin:
+        if refusal is not None:
+            call.state = CallState.ENDED
+        elif call.origin:
             self._nested.setdefault(call.origin, {})[call.id] = call
         return refusal
 
