@@ -242,9 +242,7 @@ class _Bar:
         else:
             total = figures.total
             bar_width = min(free, BAR_WIDEST)
-            bar = ProgressBar(
-                total, figures.done, width=bar_width, pulse=total is None, animation_time=figures.elapsed_s
-            )
+            bar = ProgressBar(total, figures.done, width=bar_width, pulse=total is None, animation_time=figures.elapsed_s)
             line = Table.grid(padding=(0, 1))
             line.add_row(label, bar, *texts)
         lines = self._console.render_lines(line, self._console.options.update(width=width), pad=False)
@@ -256,10 +254,7 @@ class _Bar:
 def _last_line(figures: _Figures, *, failed: bool) -> str:
     count = f"{figures.done:,}" if figures.total is None else f"{figures.done:,} of {figures.total:,}"
     how = "stopped after " if failed else ""
-    return (
-        f"{figures.label}: {how}{count} in {_duration(figures.elapsed_s)}, "
-        f"{_speed(figures.rate)}, {_workers(figures.workers)}"
-    )
+    return f"{figures.label}: {how}{count} in {_duration(figures.elapsed_s)}, {_speed(figures.rate)}, {_workers(figures.workers)}"
 
 
 def _amount(figures: _Figures) -> str:

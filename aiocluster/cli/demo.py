@@ -117,11 +117,11 @@ def find_files(root: str) -> list[str]:
     return sorted(found)
 
 
-def usable_cpus() -> int:
+def usable_cpus(quota_file: str = "/sys/fs/cgroup/cpu.max") -> int:
     """The CPUs that this process may use: those of its affinity, or fewer where a container's quota says so."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
-        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
+        with open(quota_file, encoding="ascii") as file:
             quota, period = file.read().split()
         return cpus if quota == "max" else max(1, min(cpus, round(int(quota) / int(period))))
     except (OSError, ValueError):  # no cgroup of version 2 here, or an outer one without a quota of its own

@@ -71,9 +71,7 @@ class Tally:
         text = [f"{plural(self.lines, 'line')}. What is in them:", ""]
         rows = [("most imported", "in files"), *((name, f"{count:,}") for name, count in _most(self.modules))]
         text += [*columns(rows), ""]
-        functions = [
-            (found.name, f"{found.lines:,}", f"{_below(root, found.path)}:{found.line}") for found in self.functions
-        ]
+        functions = [(found.name, f"{found.lines:,}", f"{_below(root, found.path)}:{found.line}") for found in self.functions]
         text += [*columns([("longest functions", "lines", "where"), *functions]), ""]
         broken = sorted((_below(root, path), error) for path, error in self.broken)
         if not broken:
@@ -104,14 +102,12 @@ def columns(rows: Sequence[Sequence[str]]) -> list[str]:
     """The rows as aligned lines, indented; a column of figures aligns to the right. The first row is the heading."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     figures = [
-        len(rows) > 1 and all(cell.replace(",", "").isdigit() for cell in column[1:])
-        for column in zip(*rows, strict=True)
+        len(rows) > 1 and all(cell.replace(",", "").isdigit() for cell in column[1:]) for column in zip(*rows, strict=True)
     ]
     lines = []
     for row in rows:
         cells = [
-            cell.rjust(width) if right else cell.ljust(width)
-            for cell, width, right in zip(row, widths, figures, strict=True)
+            cell.rjust(width) if right else cell.ljust(width) for cell, width, right in zip(row, widths, figures, strict=True)
         ]
         lines.append("  " + "  ".join(cells).rstrip())
     return lines

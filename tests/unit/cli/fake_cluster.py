@@ -70,9 +70,7 @@ class FakeView:
     cluster: FakeCluster
     given: dict[str, Any]
 
-    async def map(
-        self, fn: Callable[[str], Any], items: Iterable[str], *, ordered: bool, progress: bool
-    ) -> AsyncIterator[Any]:
+    async def map(self, fn: Callable[[str], Any], items: Iterable[str], *, ordered: bool, progress: bool) -> AsyncIterator[Any]:
         assert not ordered
         assert progress
         for number, item in enumerate(items):

@@ -98,7 +98,5 @@ def test_the_agent_takes_over_the_process(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_help_needs_no_cluster_code() -> None:
-    program = (
-        "import sys, aiocluster.cli.main; sys.exit(bool({'uvloop', 'psutil', 'aiocluster.cluster'} & set(sys.modules)))"
-    )
+    program = "import sys, aiocluster.cli.main; sys.exit(bool({'uvloop', 'psutil', 'aiocluster.cluster'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

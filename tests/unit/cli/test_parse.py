@@ -116,7 +116,5 @@ def test_a_journal_has_a_line_for_each_file_that_was_begun(tmp_path: Path) -> No
 
 
 def test_workers_import_neither_typer_nor_rich() -> None:
-    program = (
-        "import sys, aiocluster.cli.parse; sys.exit(bool({'typer', 'rich', 'click', 'asyncio'} & set(sys.modules)))"
-    )
+    program = "import sys, aiocluster.cli.parse; sys.exit(bool({'typer', 'rich', 'click', 'asyncio'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
