@@ -17,7 +17,7 @@ from aiocluster.wire.frames import Frame, FrameDecoder, FrameLimits
 __all__ = ["Connection", "ConnectionOwner"]
 
 JOIN_BYTES: Final = 64 * 2**10
-"""Pieces up to this size are joined: copying them costs less than a system call, or an entry of a vector, for each."""
+"""Frames up to this size are joined: copying them costs less than a system call, or an entry of a vector, for each."""
 SLICE_BYTES: Final = 2**20
 """Large pieces are handed over in slices: plain asyncio copies what the socket does not take, and moves it with each write."""
 HIGH_WATER_BYTES: Final = 4 * 2**20
@@ -67,6 +67,7 @@ class Connection(asyncio.BufferedProtocol):
         self._decoder = FrameDecoder(limits)
         self._unreported_bytes = 0
         self._queue: deque[bytes | memoryview] = deque()
+        self._has_large = False
         self._flush_due = False
         self._paused = False
         self._closing = False
@@ -105,7 +106,12 @@ class Connection(asyncio.BufferedProtocol):
             return
         if frames:
             size, self._unreported_bytes = self._unreported_bytes, 0
-            self.owner.frames_arrived(self, frames, size)
+            # What is sent in answer is written when the owner is done, not a turn of the loop later.
+            self._flush_due = True
+            try:
+                self.owner.frames_arrived(self, frames, size)
+            finally:
+                self._flush()
 
     def eof_received(self) -> bool:
         # A peer that has sent all it had expects nothing more: without this, what it never reads would keep the transport.
@@ -129,25 +135,32 @@ class Connection(asyncio.BufferedProtocol):
             return
         self._queue.extend(pieces)
         self.unsent_bytes += size
+        if size > JOIN_BYTES:
+            self._has_large = True
         if not self._flush_due:
             self._flush_due = True
             self._loop.call_soon(self._flush)
+
+    def flush(self) -> None:
+        """Write now what waits for the end of the loop tick."""
+        if self._queue:
+            self._flush()
 
     def _flush(self) -> None:
         self._flush_due = False
         if self._paused or self._closed:
             return
         queue = self._queue
-        if self.unsent_bytes <= JOIN_BYTES:
+        if self._has_large or self.unsent_bytes > HIGH_WATER_BYTES:
+            self._flush_large()
+        elif queue:
             self.unsent_bytes = 0
             if len(queue) == 1:
                 self._transport.write(queue.popleft())
-            elif queue:
+            else:
                 data = b"".join(queue)
                 queue.clear()
                 self._transport.write(data)
-        else:
-            self._flush_large()
         if self._closing and not queue:
             self._end_writing()
 
@@ -168,6 +181,7 @@ class Connection(asyncio.BufferedProtocol):
                 piece = b"".join(run) if len(run) > 1 else piece
             self.unsent_bytes -= len(piece)
             self._transport.write(piece)
+        self._has_large = bool(queue)
 
     def pause_writing(self) -> None:
         self._paused = True

@@ -132,7 +132,8 @@ class Visitor:
         pieces = encode(refused)
         connection.write(pieces, len(pieces[0]))
         connection.close()
-        self._leave(f"{refused.reason} ({refused.code})")
+        # A worker that was on its way when the cluster closed has done nothing wrong.
+        self._leave(None if refused.code == "closing" else f"{refused.reason} ({refused.code})")
 
     def connection_writable(self, connection: Connection, writable: bool) -> None:
         """What is written before the welcome is small."""
