@@ -44,7 +44,7 @@ _SOCKET_BUFFER_BYTES = 208 * 1024  # what an unprivileged process gets; the kern
 _FDS = 3
 _END_WITHIN_MS = 2_000
 _PR_SET_PDEATHSIG = 1
-_PRELOADED = ("msgpack", "uvloop", "cloudpickle", "aiocluster.runtime.worker")
+_PRELOADED = ("msgpack", "cloudpickle", "aiocluster.runtime.worker")
 
 _EVENT = Struct("=BQqi")
 _FORKED, _EXITED = 1, 2
@@ -347,8 +347,9 @@ def _take_up_surroundings(spec: WorkerSpec) -> None:
 
 def _load() -> Entry:
     for name in _PRELOADED:
-        with contextlib.suppress(ModuleNotFoundError if name == "uvloop" else ()):  # which not every platform has
-            importlib.import_module(name)
+        importlib.import_module(name)
+    with contextlib.suppress(ModuleNotFoundError):  # not every platform has it
+        importlib.import_module("uvloop")
     main: Entry = sys.modules["aiocluster.runtime.worker"].main
     return main
 
