@@ -23,9 +23,7 @@ class UnixAddress:
         if not self.path.startswith("/") or "\0" in self.path:
             raise ValueError(f"the path of a Unix socket must be absolute, not {self.path!r}")
         if length > _UNIX_PATH_BYTES:
-            raise ValueError(
-                f"the path of a Unix socket has at most {_UNIX_PATH_BYTES} bytes, not {length}: {self.path!r}"
-            )
+            raise ValueError(f"the path of a Unix socket has at most {_UNIX_PATH_BYTES} bytes, not {length}: {self.path!r}")
 
     def __str__(self) -> str:
         return f"unix:{self.path}"

@@ -133,7 +133,8 @@ class _Dialler:
     async def _connect(self, deadline: float, retry_for_s: float) -> None:
         for delay in _delays():
             try:
-                return await self._attempt(max(deadline, self._loop.time() + SHORTEST_ATTEMPT_S))
+                await self._attempt(max(deadline, self._loop.time() + SHORTEST_ATTEMPT_S))
+                break
             except (OSError, ConnectionDropped) as error:
                 if self._loop.time() + delay >= deadline:
                     gone = isinstance(error, ConnectionRefusedError | FileNotFoundError)
@@ -171,7 +172,8 @@ class _Dialler:
         refused_since: float | None = None
         for delay in _delays():
             try:
-                return await self._attempt(deadline)
+                await self._attempt(deadline)
+                break
             except (ConnectionRefusedError, FileNotFoundError) as error:
                 now = self._loop.time()
                 refused_since = now if refused_since is None else refused_since
@@ -236,9 +238,7 @@ class _Greeting:
         if isinstance(answer, Refused):
             self.answered.set_exception(refusal_error(answer))
         elif not isinstance(answer, Welcome):
-            self.answered.set_exception(
-                ProtocolError("the manager answered a hello with something else than a welcome")
-            )
+            self.answered.set_exception(ProtocolError("the manager answered a hello with something else than a welcome"))
         else:
             try:
                 self._link.attach(connection, answer.received, answer, answer=False)

@@ -13,9 +13,9 @@ Visitor = TypeVar("Visitor", bound=Hashable)
 class Door(Generic[Visitor]):
     """Bounds how many connections wait to be welcomed, in all and from one address, so that none can lock others out.
 
-    Where it is full, the one that has waited longest without showing that it knows the token has to go, from the same address if
-    that is what is full. So silent peers hold a place only until somebody else needs it. Whoever has passed the gate is never sent
-    away; if all have, the new one is.
+    Where it is full, the one that has waited longest without showing that it knows the token has to go, from the same
+    address if that is what is full. So silent peers hold a place only until somebody else needs it. Whoever has passed the
+    gate is never sent away; if all have, the new one is.
     """
 
     def __init__(self, limit: int, limit_per_address: int) -> None:

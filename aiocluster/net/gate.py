@@ -1,6 +1,7 @@
 """The gate on a transport: the handshake of `wire/handshake.py`, before TLS and before any frame.
 
-It reads no byte more than the gate is long, so that whatever comes after it, TLS or frames, finds its first byte on the transport.
+It reads no byte more than the gate is long, so that whatever comes after it, TLS or frames, finds its first byte on the
+transport.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ class GateProtocol(asyncio.BufferedProtocol):
     Args:
         gate: either end of it.
         passed: called once with the transport, which needs another protocol at once.
-        failed: called once instead, with `ConnectionDropped` if the transport is gone, or the error of the gate; then the transport is
-            being closed.
+        failed: called once instead, with `ConnectionDropped` if the transport is gone, or with the error of the gate; then
+            the transport is being closed.
     """
 
     def __init__(

@@ -169,8 +169,8 @@ class Link:
     def send(self, message: Message, buffers: Sequence[Buffer] = ()) -> None:
         """Send one numbered frame: it arrives exactly once and in order, or the link is closed.
 
-        All frames of one loop tick are written at once, at its end. The message is encoded now; the buffers are not copied and must not
-        change any more. On a closed link nothing happens: its handler has been told, or will be.
+        All frames of one loop tick are written at once, at its end. The message is encoded now; the buffers are not copied
+        and must not change any more. On a closed link nothing happens: its handler has been told, or will be.
 
         Raises:
             ValueError, TypeError, OverflowError, BufferError: the message is none that can be encoded; nothing was sent.
@@ -265,7 +265,7 @@ class Link:
         except ProtocolError as error:
             self.fail(error)
             return False
-        except Exception as error:  # noqa: BLE001  # a handler's bug must not leave a link that is half dead
+        except Exception as error:  # a handler's bug must not leave a link that is half dead
             self._loop.call_exception_handler(
                 {"message": f"the handler of {self!r} failed; the link is closed", "exception": error}
             )

@@ -120,7 +120,7 @@ class Visitor:
             return
         try:
             refused = self._reception.greet(self, hello)
-        except Exception as error:  # noqa: BLE001  # whatever `accept` raises, this peer gets an answer
+        except Exception as error:  # whatever `accept` raises, this peer gets an answer
             self._loop.call_exception_handler({"message": "a hello could not be answered", "exception": error})
             refused = Refused("unknown", "the manager failed to answer", "", "")
         if refused is None:

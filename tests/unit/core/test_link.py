@@ -33,8 +33,7 @@ def send(ledger: LinkLedger, *names: bytes) -> None:
 
 def test_new_link_is_down_without_a_deadline_and_keeps_what_is_sent() -> None:
     ledger = LinkLedger(resume_within_s=1.0)
-    assert ledger.phase is LinkPhase.DOWN
-    assert ledger.deadline is None
+    assert (ledger.phase, ledger.deadline) == (LinkPhase.DOWN, None)
     assert not ledger.expired(1e9)
     send(ledger, b"a", b"b")
     assert ledger.resume(0, 5.0) == [[b"a"], [b"b"]]

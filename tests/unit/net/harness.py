@@ -1,4 +1,4 @@
-"""What tests of links share: both event loops, a handler that records, a manager with peers, and a proxy that breaks connections."""
+"""What tests of links share: both loops, a handler that records, a manager with peers, a proxy that breaks connections."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import random
 import secrets
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import uvloop
@@ -58,7 +58,8 @@ def on_both_loops(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..
     signature = inspect.signature(test)
     kind = inspect.Parameter("loop_kind", inspect.Parameter.KEYWORD_ONLY)
     run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), kind])  # type: ignore[attr-defined]
-    return pytest.mark.parametrize("loop_kind", list(LOOPS))(run)
+    marked: Callable[..., None] = pytest.mark.parametrize("loop_kind", list(LOOPS))(run)
+    return marked
 
 
 class Recorder:
@@ -82,7 +83,9 @@ class Recorder:
         self._say("opened")
 
     def frames_received(self, link: Link, frames: list[Frame]) -> None:
-        assert link is self.link and frames and "closed" not in self.story
+        assert link is self.link
+        assert frames
+        assert "closed" not in self.story
         self.batches.append(len(frames))
         self.numbers += [number_of(frame) for frame in frames]
         if self.keep_frames:
@@ -184,17 +187,12 @@ async def managing(*addresses: str, **settings: Any) -> AsyncIterator[Manager]:
         for recorder in manager.recorders.values():
             if recorder.link is not None:
                 recorder.link.abort()
-        await until_all(lambda: "closed" in r.story for r in manager.recorders.values() if r.link is not None)
-
-
-async def until_all(conditions: Any) -> None:
-    for condition in conditions:
-        await until(condition)
+                await recorder.until_said("closed")
 
 
 async def until(reached: Callable[[], bool]) -> None:
     """For what nobody announces: turns the loop until it is so."""
-    while not reached():
+    while not reached():  # noqa: ASYNC110  # nobody sets an event for what is only visible
         await asyncio.sleep(0)
 
 
@@ -205,9 +203,7 @@ async def joined(
     """A link to the manager; it is aborted at the end."""
     recorder = Recorder() if recorder is None else recorder
     settings = {"retry_for_s": 10.0, "resume_within_s": 30.0, **settings}
-    link, _ = await dial(
-        address, worker_hello() if hello is None else hello, settings.pop("token", TOKEN), recorder, **settings
-    )
+    link, _ = await dial(address, worker_hello() if hello is None else hello, settings.pop("token", TOKEN), recorder, **settings)
     try:
         yield recorder
     finally:
@@ -222,9 +218,9 @@ def linked(recorder: Recorder) -> Link:
 
 def cut(link: Link) -> None:
     """The connection breaks, as if the network had done it: neither end has asked for it."""
-    connection = link._connection  # noqa: SLF001  # there is no public way to break a link, and should be none
+    connection = link._connection  # there is no public way to break a link, and should be none
     assert connection is not None
-    connection._transport.abort()  # noqa: SLF001
+    connection._transport.abort()
 
 
 class Proxy:
@@ -241,7 +237,7 @@ class Proxy:
         self._writers: set[asyncio.StreamWriter] = set()
         self._server: asyncio.Server | None = None
 
-    async def __aenter__(self) -> Proxy:
+    async def __aenter__(self) -> Self:
         self._server = await asyncio.start_unix_server(self._serve, self._path)
         return self
 
@@ -270,9 +266,7 @@ class Proxy:
             if self._closed:
                 return
             budget = [self._budget()]
-            pumps = [
-                asyncio.ensure_future(self._pump(*pair, budget)) for pair in ((reader, up_writer), (up_reader, writer))
-            ]
+            pumps = [asyncio.ensure_future(self._pump(*pair, budget)) for pair in ((reader, up_writer), (up_reader, writer))]
             try:
                 await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
             finally:

@@ -64,10 +64,10 @@ async def test_frames_travel_both_ways(address: str) -> None:
 async def test_frames_of_one_tick_are_one_write_and_arrive_together(unix: str) -> None:
     async with managing(unix) as manager, joined(unix) as worker:
         here = linked(worker)
-        connection = here._connection  # noqa: SLF001
+        connection = here._connection
         assert connection is not None
         writes: list[int] = []
-        write = connection._transport.write  # noqa: SLF001
+        write = connection._transport.write
 
         class Counting:
             def __getattr__(self, name: str) -> object:
@@ -77,7 +77,7 @@ async def test_frames_of_one_tick_are_one_write_and_arrive_together(unix: str) -
                 writes.append(len(data))
                 write(data)
 
-        transport, connection._transport = connection._transport, Counting()  # type: ignore[assignment]  # noqa: SLF001
+        transport, connection._transport = connection._transport, Counting()  # type: ignore[assignment]
         for number in range(1000):
             here.send(Beat(number))
         assert not writes, "nothing is written before the tick ends"
@@ -85,6 +85,20 @@ async def test_frames_of_one_tick_are_one_write_and_arrive_together(unix: str) -
         assert len(writes) == 1
         await manager.recorders[1].until_numbers(1000)
         assert len(manager.recorders[1].batches) == 1
+
+
+@on_both_loops
+async def test_flush_writes_what_was_sent_before_the_tick_ends(unix: str) -> None:
+    async with managing(unix) as manager, joined(unix) as worker:
+        linked(worker).flush()
+        linked(worker).send(Beat(1))
+        assert linked(worker).unsent_bytes > 0
+        linked(worker).flush()
+        assert linked(worker).unsent_bytes == 0
+        await manager.recorders[1].until_numbers(1)
+        linked(worker).close()
+        await worker.until_said("closed")
+        linked(worker).flush()
 
 
 @on_both_loops
@@ -253,32 +267,31 @@ async def test_every_frame_arrives_once_and_in_order_over_many_broken_connection
     # From a few bytes, so that the gate, the hello and the welcome are broken too, to a few hundred thousand.
     budgets = lambda: int(10 ** rng.uniform(1, 5.5))  # noqa: E731
     total = 1500
-    async with managing(f"unix:{tmp_path}/manager") as manager:
-        async with Proxy(tmp_path / "proxy", manager.address, budgets) as proxy:
-            async with joined(proxy.address, retry_for_s=30.0, unacked_limit_bytes=MIB) as worker:
-                there = manager.recorders[1]
+    async with managing(f"unix:{tmp_path}/manager") as manager, Proxy(tmp_path / "proxy", manager.address, budgets) as proxy:
+        async with joined(proxy.address, retry_for_s=30.0, unacked_limit_bytes=MIB) as worker:
+            there = manager.recorders[1]
 
-                async def stream(recorder: Recorder) -> None:
-                    sent = 0
-                    while sent < total:
-                        await recorder.until(lambda: linked(recorder).writable)
-                        for _ in range(min(rng.randrange(1, 60), total - sent)):
-                            if rng.random() < 0.1:
-                                linked(recorder).send(bulk(sent), [rng.randbytes(rng.randrange(1, 20_000))])
-                            else:
-                                linked(recorder).send(Beat(sent))
-                            sent += 1
-                        await asyncio.sleep(0)
+            async def stream(recorder: Recorder) -> None:
+                sent = 0
+                while sent < total:
+                    await recorder.until(lambda: linked(recorder).writable)
+                    for _ in range(min(rng.randrange(1, 60), total - sent)):
+                        if rng.random() < 0.1:
+                            linked(recorder).send(bulk(sent), [rng.randbytes(rng.randrange(1, 20_000))])
+                        else:
+                            linked(recorder).send(Beat(sent))
+                        sent += 1
+                    await asyncio.sleep(0)
 
-                async with asyncio.TaskGroup() as group:
-                    group.create_task(stream(worker))
-                    group.create_task(stream(there))
-                await worker.until_numbers(total)
-                await there.until_numbers(total)
-                assert worker.numbers == list(range(total))
-                assert there.numbers == list(range(total))
-                assert proxy.connections > 5
-                assert worker.story.count("broken") == worker.story.count("resumed")
+            async with asyncio.TaskGroup() as group:
+                group.create_task(stream(worker))
+                group.create_task(stream(there))
+            await worker.until_numbers(total)
+            await there.until_numbers(total)
+            assert worker.numbers == list(range(total))
+            assert there.numbers == list(range(total))
+            assert proxy.connections > 5
+            assert worker.story.count("broken") == worker.story.count("resumed")
 
 
 @on_both_loops
@@ -286,7 +299,7 @@ async def test_link_is_resumed_though_the_listeners_end_has_noticed_nothing(unix
     async with managing(unix) as manager, joined(unix) as worker:
         there = manager.recorders[1]
         # The old connection lives on at the manager's side: the worker only forgets it.
-        connection = linked(worker)._connection  # noqa: SLF001
+        connection = linked(worker)._connection
         assert connection is not None
         linked(worker).connection_lost(connection, None)
         linked(worker).send(Beat(1))
@@ -315,14 +328,16 @@ async def test_resumption_of_a_link_that_the_manager_gave_up_is_refused_as_stale
 
 @on_both_loops
 async def test_dialler_gives_up_when_the_time_to_resume_is_over(tmp_path: Path) -> None:
-    async with managing(f"unix:{tmp_path}/manager") as manager:
-        async with Proxy(tmp_path / "proxy", manager.address, lambda: 10**9) as proxy:
-            async with joined(proxy.address, resume_within_s=0.05) as worker:
-                proxy._upstream = "/nowhere"  # noqa: SLF001  # it still accepts, and closes at once
-                proxy.cut()
-                await worker.until_said("closed")
-                assert type(worker.error) is LinkLost
-                assert worker.story == ["opened", "broken", "closed"]
+    async with (
+        managing(f"unix:{tmp_path}/manager") as manager,
+        Proxy(tmp_path / "proxy", manager.address, lambda: 10**9) as proxy,
+        joined(proxy.address, resume_within_s=0.05) as worker,
+    ):
+        proxy._upstream = "/nowhere"  # it still accepts, and closes at once
+        proxy.cut()
+        await worker.until_said("closed")
+        assert type(worker.error) is LinkLost
+        assert worker.story == ["opened", "broken", "closed"]
 
 
 @on_both_loops
@@ -455,13 +470,11 @@ async def test_handler_with_a_bug_ends_its_link_and_the_loop_hears_of_it(unix: s
         (Ack(1), "more frames than were sent"),
     ],
 )
-async def test_message_that_has_no_place_on_a_standing_link_ends_it(
-    unix: str, message: Welcome | Ack, words: str
-) -> None:
+async def test_message_that_has_no_place_on_a_standing_link_ends_it(unix: str, message: Welcome | Ack, words: str) -> None:
     async with managing(unix) as manager, joined(unix) as worker:
-        connection = linked(worker)._connection  # noqa: SLF001
+        connection = linked(worker)._connection
         assert connection is not None
-        linked(worker)._write_unnumbered(connection, message)  # noqa: SLF001
+        linked(worker)._write_unnumbered(connection, message)
         await manager.recorders[1].until_said("closed")
         assert is_protocol_error(manager.recorders[1].error, words)
         await worker.until_said("closed")
@@ -472,10 +485,10 @@ async def test_message_that_has_no_place_on_a_standing_link_ends_it(
 async def test_refusal_on_a_standing_link_ends_it_after_the_frames_before_it(unix: str) -> None:
     async with managing(unix) as manager, joined(unix) as worker:
         there = linked(manager.recorders[1])
-        connection = there._connection  # noqa: SLF001
+        connection = there._connection
         assert connection is not None
         there.send(Beat(1))
-        there._write_unnumbered(connection, Refused("stale", "you are declared lost", "", ""))  # noqa: SLF001
+        there._write_unnumbered(connection, Refused("stale", "you are declared lost", "", ""))
         there.send(Beat(2))
         await worker.until_said("closed")
         assert worker.numbers == [1]
@@ -501,7 +514,7 @@ async def test_frame_above_the_limits_ends_the_link_and_no_other(unix: str) -> N
 @on_both_loops
 async def test_impossible_count_in_a_resumption_ends_the_link(unix: str) -> None:
     async with managing(unix) as manager, joined(unix) as worker:
-        linked(worker)._ledger.received = 7  # noqa: SLF001  # it claims frames that were never sent
+        linked(worker)._ledger.received = 7  # it claims frames that were never sent
         cut(linked(worker))
         await worker.until_said("closed")
         assert is_protocol_error(worker.error, "more frames than were sent")

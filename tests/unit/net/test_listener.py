@@ -155,9 +155,7 @@ async def test_peer_that_sends_byte_by_byte_gains_no_time(unix: str, caplog: pyt
 
 
 @on_both_loops
-async def test_peer_that_leaves_during_the_handshake_leaves_nothing_behind(
-    unix: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_peer_that_leaves_during_the_handshake_leaves_nothing_behind(unix: str, caplog: pytest.LogCaptureFixture) -> None:
     async with managing(unix) as manager:
         for size in (0, 1, 31, 32, 63):
             stranger = await Stranger.at(unix)
@@ -340,9 +338,7 @@ async def _join_once(address: str) -> None:
 
 @on_both_loops
 async def test_one_tcp_address_cannot_take_all_places(caplog: pytest.LogCaptureFixture) -> None:
-    async with managing(
-        "tcp://127.0.0.1:0", pending_limit=100, pending_per_address=4, challenge_timeout_s=1e6
-    ) as manager:
+    async with managing("tcp://127.0.0.1:0", pending_limit=100, pending_per_address=4, challenge_timeout_s=1e6) as manager:
         silent = [await Stranger.at(manager.address) for _ in range(30)]
         await until(lambda: len(complaints(caplog)) >= 20)
         assert manager.listener.pending <= 4
@@ -411,7 +407,8 @@ async def test_listens_on_several_addresses_and_tells_the_ports_it_got(unix: str
     async with managing(unix, "tcp://127.0.0.1:0", "tcp://[::1]:0") as manager:
         first, second, third = manager.listener.addresses
         assert first == unix
-        assert second.startswith("tcp://127.0.0.1:") and not second.endswith(":0")
+        assert second.startswith("tcp://127.0.0.1:")
+        assert not second.endswith(":0")
         assert third.startswith("tcp://[::1]:")
         for worker_id, address in enumerate(manager.listener.addresses, 1):
             async with joined(address, hello=worker_hello(worker_id)):
@@ -478,9 +475,7 @@ async def test_close_drops_who_is_pending_and_keeps_links(unix: str, caplog: pyt
         (b"aiocluster/1".ljust(16, b"\0") + bytes(range(32)) + bytes(32), AuthenticationError),
     ],
 )
-async def test_dialler_names_what_is_no_manager_of_its_cluster(
-    tmp_path: Path, said: bytes, error: type[ProtocolError]
-) -> None:
+async def test_dialler_names_what_is_no_manager_of_its_cluster(tmp_path: Path, said: bytes, error: type[ProtocolError]) -> None:
     async with _impostor(tmp_path, said) as address:
         with pytest.raises(error):
             async with joined(address, retry_for_s=1e6):
@@ -514,7 +509,7 @@ async def test_dialler_waits_for_a_manager_that_comes_later(unix: str) -> None:
         assert 1 in manager.recorders
 
 
-class _impostor:  # noqa: N801  # reads like the function that it is
+class _impostor:  # reads like the function that it is
     """Listens, and says the same to everybody."""
 
     greeted = 0
