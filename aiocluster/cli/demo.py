@@ -85,7 +85,7 @@ async def run_demo(
                 if journal is not None:
                     os.truncate(journal, 0)
             victim = _Victim(cluster, len(files) // 2, kill_process) if kill else None
-            together = await _parse(cluster, files, None, plural(workers, "worker"), clock, victim)
+            together = await _parse(cluster, files, None, "all workers", clock, victim)
             started = _starts(journal)
     _print_workers(together.tally, victim)
     _say("\n".join(["", *together.tally.findings(root), ""]))

@@ -46,7 +46,7 @@ def test_a_killed_worker_costs_no_file_and_every_one_is_counted_once() -> None:
     assert re.search(r"^Speed: one worker alone [\d.]+ s, 2 workers [\d.]+ s: [\d.]+ times as fast", out, re.MULTILINE)
     # plain progress on stderr, with a last line for each run
     assert f"one worker alone: {total} of {total} in " in done.stderr
-    assert f"2 workers: {total} of {total} in " in done.stderr
+    assert f"all workers: {total} of {total} in " in done.stderr
 
 
 @pytest.mark.parametrize("how", ["terminal", "signal"])
