@@ -267,7 +267,7 @@ async def test_every_frame_arrives_once_and_in_order_over_many_broken_connection
     # From a few bytes, so that the gate, the hello and the welcome are broken too, to a few hundred thousand.
     budgets = lambda: int(10 ** rng.uniform(1, 5.5))  # noqa: E731
     total = 1500
-    async with managing(f"unix:{tmp_path}/manager") as manager, Proxy(tmp_path / "proxy", manager.address, budgets) as proxy:
+    async with managing(f"unix:{tmp_path}/manager") as manager, Proxy(tmp_path / "proxy", manager.address, budgets) as proxy:  # noqa: SIM117  # a third would not fit
         async with joined(proxy.address, retry_for_s=30.0, unacked_limit_bytes=MIB) as worker:
             there = manager.recorders[1]
 
