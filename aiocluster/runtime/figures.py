@@ -126,7 +126,7 @@ def describe_exit(status: int, *, oom: bool, killed_because: str | None) -> str:
     if not os.WIFSIGNALED(status):
         return f"exited with code {os.WEXITSTATUS(status)}"
     number = os.WTERMSIG(status)
-    if number == signal.SIGKILL and killed_because is not None:
+    if number in (signal.SIGKILL, signal.SIGTERM) and killed_because is not None:
         return f"killed by the manager: {killed_because}"
     if number == signal.SIGKILL and oom:
         return "killed by signal 9 (out of memory)"

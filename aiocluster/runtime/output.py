@@ -54,7 +54,7 @@ class CallStreams:
 
         # A closure, because every call of a worker comes here: a method takes half as long again.
         def call_ended(call_id: int) -> None:
-            if call_id in touched:
+            if touched and call_id in touched:  # looking into an empty set is not free: the id is hashed first
                 touched.discard(call_id)
                 for stream in streams:
                     stream.call_ended(call_id)
