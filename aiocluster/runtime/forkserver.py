@@ -233,9 +233,7 @@ class _Server:
     def _receive(self) -> bool:
         """Serve one request. False if there will be no more."""
         try:
-            request, descriptors, _flags, _address = socket.recv_fds(
-                self._sock, MAX_REQUEST_BYTES, _FDS, socket.MSG_CMSG_CLOEXEC
-            )
+            request, descriptors, _flags, _address = socket.recv_fds(self._sock, MAX_REQUEST_BYTES, _FDS, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
             return True
         except OSError:

@@ -355,7 +355,7 @@ def _complete(data: bytes) -> int:
         return len(data)
     tail = data[at:]
     digits = tail[len(_MARKER_BEGIN) :]
-    unfinished = tail.startswith(_MARKER_BEGIN) and digits.isdigit() or _MARKER_BEGIN.startswith(tail)
+    unfinished = (tail.startswith(_MARKER_BEGIN) and digits.isdigit()) or _MARKER_BEGIN.startswith(tail)
     return at if unfinished else len(data)
 
 

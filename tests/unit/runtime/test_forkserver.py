@@ -100,7 +100,7 @@ def test_worker_gets_its_spec_its_recorder_and_its_pipes(start: Start) -> None:
     [exited] = agent.wait_for(Exited)
     forked, *_ = agent.reports
     assert forked == Forked(7, exited.pid)  # type: ignore[union-attr]
-    assert exited == Exited(7, forked.pid, 0)  # type: ignore[union-attr]
+    assert exited == Exited(7, forked.pid, 0)
     assert agent.recorder.slots[SYNC_STARTED] == 7
     assert agent.output(7) == b"t" * 32 + b"node"
     assert agent.output(7, 2) == b"{'a': 1}"
@@ -117,9 +117,7 @@ def test_every_end_is_reported_once_however_many_there_are(start: Start) -> None
     for worker_id in ids:  # more than the socket takes at once
         agent.spawn(worker_id)
     exits = agent.wait_for(Exited, len(ids))
-    assert {e.worker_id: e.status for e in exits if isinstance(e, Exited)} == {
-        id: 9 if id % 2 else id << 8 for id in ids
-    }
+    assert {e.worker_id: e.status for e in exits if isinstance(e, Exited)} == {id: 9 if id % 2 else id << 8 for id in ids}
     assert [r.worker_id for r in agent.reports if isinstance(r, Forked)] == list(ids)
 
 
@@ -174,7 +172,7 @@ def test_modules_and_files_are_found_where_the_program_finds_them(start: Start, 
 
 def test_spec_that_is_too_large_is_refused(start: Start) -> None:
     agent = start(lambda _spec, _recorder: None)
-    with pytest.raises(ValueError, match="sys.path is too long"):
+    with pytest.raises(ValueError, match=r"sys\.path is too long"):
         agent.server.spawn(
             WorkerSpec(
                 worker_id=1,

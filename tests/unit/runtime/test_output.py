@@ -111,9 +111,7 @@ def test_flush_sends_what_all_calls_have_buffered(worker: Worker) -> None:
     assert worker.lines(partial=True) == [(1, "x"), (2, "x")]
 
 
-def test_what_a_cancel_kept_from_being_written_comes_first_the_next_time(
-    worker: Worker, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_cancel_kept_from_being_written_comes_first_the_next_time(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.write
 
     def interrupted(_fd: int, _data: bytes) -> int:
@@ -166,7 +164,8 @@ def test_reader_does_not_block_on_an_empty_pipe() -> None:
     read, write = os.pipe()
     os.set_blocking(read, False)
     reader = OutputReader(read, 1, 1)
-    assert reader.read() and reader.take() == []
+    assert reader.read()
+    assert reader.take() == []
     reader.close()
     os.close(write)
 
