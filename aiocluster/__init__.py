@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from aiocluster.config import Settings
     from aiocluster.context import get_cluster, get_worker
     from aiocluster.core.effects import Event
-    from aiocluster.futures import Future
+    from aiocluster.runtime.futures import Future
     from aiocluster.remote import remote
     from aiocluster.status import Status, WorkerStats
 
@@ -41,7 +41,7 @@ _HOMES = {
     "get_cluster": "aiocluster.context",
     "get_worker": "aiocluster.context",
     "Event": "aiocluster.core.effects",
-    "Future": "aiocluster.futures",
+    "Future": "aiocluster.runtime.futures",
     "remote": "aiocluster.remote",
     "Status": "aiocluster.status",
     "WorkerStats": "aiocluster.status",

@@ -113,6 +113,8 @@ class Process:
     expected: bool = False
     """It was told to end."""
     kill_reason: str | None = None
+    ready: bool = False
+    """It has joined: if it ends now, it did not die at its start."""
 
     def apply(self, event: str) -> None:
         self.state = TRANSITIONS.get((self.state, event), self.state)
@@ -126,7 +128,7 @@ class Supervisor:
         self._heard_at = now
         self.processes: dict[int, Process] = {}
         self._crashes = 0
-        self._last_crash = ("", ())  # type: tuple[str, Sequence[str]]
+        self._last_crash: tuple[str, Sequence[str]] = ("", ())
         self._ending = False
         self._ended = False
         self._drain_until: float | None = None
@@ -196,23 +198,21 @@ class Supervisor:
             effects.append(KillProcess(worker_id))
         return effects
 
+    def joined(self, worker_id: int) -> None:
+        """The worker has come through its start, and with it the row of those that did not has ended."""
+        process = self.processes.get(worker_id)
+        if process is not None and not process.ready:
+            process.ready = True
+            self._crashes = 0
+
     def exited(
-        self,
-        worker_id: int,
-        cause: str,
-        reading: Results | None,
-        *,
-        was_ready: bool,
-        last_lines: Sequence[str],
-        now: float,
+        self, worker_id: int, cause: str, reading: Results | None, *, last_lines: Sequence[str], now: float
     ) -> list[Effect]:
-        """The worker's process is gone."""
+        """The worker's process is gone, or could not be made. `last_lines` is what it wrote at the end."""
         process = self.processes.pop(worker_id, None)
         if process is None:
             return []
-        if was_ready:
-            self._crashes = 0
-        elif not process.expected and process.kill_reason is None:
+        if not (process.ready or process.expected or process.kill_reason is not None):
             self._crashes += 1
             self._last_crash = (cause, last_lines)
         effects: list[Effect] = [Send(_exited(worker_id, cause, process.expected, reading))]

@@ -1,10 +1,9 @@
 """Executes sync calls, one at a time, on the main thread of a worker, where a signal can interrupt them.
 
-A call that waits for another one gives its place away: a stand-in thread takes over the inbox until the waiting call can go on.
-At any moment one runner is active (it holds the place), the others wait for their calls or are spare.
+A call that waits for another one gives its place away: a stand-in thread takes over the inbox until the waiting call goes on.
 
-    main:      call A ── waits for B ──────────────── goes on with A
-    stand-in:                        call C, call B ──╯ (between two calls)
+    main:      call A ── waits for B ───────────── goes on with A, then call D
+    stand-in:                        call B ── call C ── steps back
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import asyncio
 import ctypes
 import signal
 import threading
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -73,8 +71,10 @@ class Executor:
         self._wake.acquire()
         self._idle = False
         self._stopping = False
+        self._lock = threading.Lock()
+        self._active = 1
+        """Runners that compute or wait for calls; more than one only until the others' calls have ended."""
         self._spares: list[Runner] = []
-        self._resuming: deque[Runner] = deque()
         self._main = Runner(is_main=True)
 
     # --- from the loop's thread ------------------------------------------------------------------------------------------
@@ -125,9 +125,8 @@ class Executor:
     def _serve(self, runner: Runner) -> None:
         take = self._inbox.take
         while True:
-            if self._resuming:
-                self._resuming.popleft().lock.release()
-                if not self._park(runner):
+            if self._active > 1 or (not runner.is_main and self._main in self._spares):
+                if not self._step_back(runner):
                     return
                 continue
             if self._stopping:
@@ -149,25 +148,34 @@ class Executor:
     def _sleep(self) -> None:
         """Wait until there is something to do. The flag is set before the last look, so no wake-up is lost."""
         self._idle = True
-        if self._inbox.waiting or self._resuming or self._stopping:
+        if self._inbox.waiting or self._active > 1 or self._stopping:
             if self._idle:
                 self._idle = False
                 return
         self._wake.acquire()
 
-    def _park(self, runner: Runner) -> bool:
-        """Wait for the place as a spare. False if the runner is not needed any more."""
-        if not runner.is_main and len(self._spares) >= KEEP_SPARES:
-            current.runners.pop(runner.thread_id, None)
-            return False
-        self._spares.append(runner)
+    def _step_back(self, runner: Runner) -> bool:
+        """Leave the inbox to another runner and become a spare. False if there are spares enough."""
+        with self._lock:
+            if self._active > 1:
+                self._active -= 1
+            elif not runner.is_main and self._main in self._spares:
+                self._spares.remove(self._main)
+                self._main.lock.release()
+            else:
+                return True
+            if not runner.is_main and len(self._spares) >= KEEP_SPARES:
+                current.runners.pop(runner.thread_id, None)
+                return False
+            self._spares.append(runner)
         runner.lock.acquire()
         return True
 
     def wait_away(self, wait: Callable[[], None]) -> None:
-        """Give the place away, call `wait` (which blocks), and take the place again before returning.
+        """Call `wait` (which blocks) while another runner has the place.
 
-        For the thread of a running sync call only. `wait` must return when the call is cancelled.
+        For the thread of a running sync call only. `wait` must return when the call is cancelled. The call goes on as soon as
+        `wait` returns; a call that another runner has begun meanwhile ends beside it, and no further one is begun.
 
         Raises:
             CancelledError: the call was cancelled while it waited.
@@ -177,23 +185,27 @@ class Executor:
         assert call is not None
         runner.interruptible = False
         self._report(call, True)
-        self._hand_over()
+        with self._lock:
+            self._active -= 1
+            if self._active == 0:
+                self._active = 1
+                self._hand_over()
         try:
             wait()
         finally:
-            self._resuming.append(runner)
+            with self._lock:
+                self._active += 1
             self.wake()
-            runner.lock.acquire()
-            runner.call = call
             self._report(call, False)
             runner.interruptible = True
         if call.cancelled:
             raise asyncio.CancelledError("the call was cancelled")
 
     def _hand_over(self) -> None:
-        """Make another runner the active one."""
-        if self._resuming:
-            self._resuming.popleft().lock.release()
+        """Make another runner the active one, the main thread if it can be had."""
+        if self._main in self._spares:
+            self._spares.remove(self._main)
+            self._main.lock.release()
         elif self._spares:
             self._spares.pop().lock.release()
         else:

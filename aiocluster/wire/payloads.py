@@ -206,6 +206,7 @@ def _pickle_of(exc: BaseException) -> bytes | None:
     try:
         if steers(exc):
             return None
+        str(exc), repr(exc)  # one that cannot be shown would fail again wherever it is logged
         whole = (exc, getattr(exc, "__notes__", None))
         try:
             pickled = dumps(whole, _PROTOCOL)

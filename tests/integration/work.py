@@ -1,0 +1,241 @@
+"""Functions that tests call on workers. Signals between a call and its test travel through files and fifos, not through time."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import aiocluster
+from aiocluster import get_cluster, get_worker
+
+
+def square(x: int) -> int:
+    return x * x
+
+
+def add(a: int, b: int = 0, *, c: int = 0) -> int:
+    return a + b + c
+
+
+async def async_square(x: int) -> int:
+    await asyncio.sleep(0)
+    return x * x
+
+
+def echo(value: Any) -> Any:
+    return value
+
+
+def own_id() -> int:
+    return get_worker().id
+
+
+def own_pid() -> int:
+    return os.getpid()
+
+
+def announce(path: str, text: str = "begun\n") -> None:
+    """Tell the test, which reads the fifo, that this point has been reached."""
+    with open(path, "w") as fifo:
+        fifo.write(text)
+
+
+def append(path: str, text: str) -> None:
+    """Append a line to a file, whole."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    try:
+        os.write(descriptor, f"{text}\n".encode())
+    finally:
+        os.close(descriptor)
+
+
+def announce_and_sleep(path: str, seconds: float = 3600) -> None:
+    announce(path)
+    time.sleep(seconds)
+
+
+def announce_and_spin(path: str) -> None:
+    announce(path)
+    while True:
+        pass
+
+
+def announce_and_note_cancel(path: str, log: str) -> None:
+    try:
+        announce(path)
+        time.sleep(3600)
+    except asyncio.CancelledError:
+        append(log, "cancelled")
+        raise
+
+
+async def async_announce_and_note_cancel(path: str, log: str) -> None:
+    try:
+        await asyncio.to_thread(announce, path)
+        await asyncio.sleep(3600)
+    except asyncio.CancelledError:
+        append(log, "cancelled")
+        raise
+
+
+def announce_and_wait(begun: str, go_on: str) -> int:
+    """Announce, then wait until the test opens the other fifo for writing."""
+    announce(begun)
+    with open(go_on) as fifo:
+        fifo.read()
+    return get_worker().id
+
+
+def log_call(path: str, number: int) -> int:
+    append(path, str(number))
+    return number
+
+
+def log_and_exit(path: str) -> None:
+    append(path, str(os.getpid()))
+    os._exit(3)
+
+
+def hold_the_interpreter(path: str, seconds: int) -> int:
+    """Sleep in C without releasing the GIL."""
+    announce(path)
+    library = ctypes.PyDLL(None)
+    library.sleep(seconds)
+    return get_worker().id
+
+
+def segfault() -> None:
+    ctypes.string_at(0)
+
+
+class Grumpy(Exception):
+    """Refuses to be pickled."""
+
+    def __reduce__(self) -> Any:
+        raise RuntimeError("not in the mood")
+
+
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+    __repr__ = __str__
+
+
+class Picky(Exception):
+    """Pickles, but does not load again."""
+
+    def __init__(self, first: int, second: int) -> None:
+        super().__init__(first)
+
+
+def fail(make: Callable[[], BaseException]) -> None:
+    raise make()
+
+
+def fail_grumpy() -> None:
+    raise Grumpy("no")
+
+
+def fail_unspeakable() -> None:
+    raise Unspeakable
+
+
+def fail_picky() -> None:
+    raise Picky(1, 2)
+
+
+def fail_on_odd(x: int) -> int:
+    if x % 2:
+        raise ValueError(f"{x} is odd")
+    return x
+
+
+def exit_politely() -> None:
+    sys.exit(7)
+
+
+async def nested_sum(depth: int) -> int:
+    if depth == 0:
+        return 1
+    one = get_cluster().submit(nested_sum, depth - 1)
+    two = get_cluster().submit(nested_sum, depth - 1)
+    return await one + await two
+
+
+def sync_nested_sum(depth: int) -> int:
+    if depth == 0:
+        return 1
+    one = get_cluster().submit(sync_nested_sum, depth - 1)
+    two = get_cluster().submit(sync_nested_sum, depth - 1)
+    return one.result() + two.result()
+
+
+async def nested_sleep(depth: int) -> None:
+    if depth:
+        await get_cluster().submit(nested_sleep, depth - 1)
+    else:
+        await asyncio.sleep(3600)
+
+
+def nested_map(count: int) -> list[int]:
+    return list(get_cluster().map(square, range(count)))
+
+
+async def async_nested_map(count: int) -> list[int]:
+    return await get_cluster().map(square, range(count))
+
+
+async def parent_of(begun: str, log: str) -> None:
+    await get_cluster().submit(async_announce_and_note_cancel, begun, log)
+
+
+def sync_parent_of(begun: str, log: str) -> None:
+    get_cluster().submit(announce_and_note_cancel, begun, log).result()
+
+
+def print_lines(*lines: str, stderr: bool = False) -> None:
+    for line in lines:
+        print(line, file=sys.stderr if stderr else sys.stdout)
+
+
+def print_from_c(text: str) -> None:
+    libc = ctypes.CDLL(None)
+    libc.puts(text.encode())
+    libc.fflush(None)
+
+
+async def print_slowly(name: str, count: int) -> None:
+    for number in range(count):
+        print(f"{name} {number}")
+        await asyncio.sleep(0)
+
+
+class Counter:
+    """State on a worker, kept in its module."""
+
+    value = 0
+
+
+def count_up(by: int = 1) -> int:
+    Counter.value += by
+    return Counter.value
+
+
+def read_count() -> int:
+    return Counter.value
+
+
+@aiocluster.remote
+def remote_square(x: int) -> int:
+    return x * x
+
+
+@aiocluster.remote(timeout=60, name="patient")
+async def remote_cube(x: int) -> int:
+    return x * x * x
