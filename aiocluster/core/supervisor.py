@@ -62,6 +62,7 @@ class SupervisorLimits(NamedTuple):
     """Crashes in a row before a worker has joined: the sixth would tell nothing new."""
     first_delay_s: float = 0.1
     longest_delay_s: float = 5.0
+    """Also for how long, after giving up, requests are taken for replacements of the same crashes."""
     drain_grace_s: float = 25.0
     """For running calls after SIGTERM: less than the 30 s that containers are given."""
 
@@ -128,9 +129,11 @@ class Supervisor:
         self._heard_at = now
         self.processes: dict[int, Process] = {}
         self._crashes = 0
+        self._gave_up_at: float | None = None
         self._last_crash: tuple[str, Sequence[str]] = ("", ())
         self._ending = False
         self._ended = False
+        self._end_reason = ""
         self._drain_until: float | None = None
 
     # --- what the manager says -----------------------------------------------------------------------------------------------
@@ -139,8 +142,10 @@ class Supervisor:
         """Fork a worker for each id; later, if workers have been dying at their start; not at all, if too many have."""
         if self._ending:
             return []
+        if self._gave_up_at is not None and now >= self._gave_up_at + self._limits.longest_delay_s:
+            self._gave_up_at, self._crashes = None, 0  # this is no echo of those crashes: somebody asks again
         if self._crashes >= self._limits.give_up_after:
-            return [self._give_up(worker_ids)]
+            return [self._give_up(worker_ids, now)]
         delay = 0.0
         if self._crashes:
             delay = min(self._limits.first_delay_s * 2 ** (self._crashes - 1), self._limits.longest_delay_s)
@@ -172,9 +177,10 @@ class Supervisor:
             return self.stop_worker(worker_id, 0.0, now)
         return self._kill(process)
 
-    def shutdown(self, grace_s: float, now: float) -> list[Effect]:
+    def shutdown(self, grace_s: float, now: float, reason: str = "the manager ended this node") -> list[Effect]:
         """End the node; workers have been told, and are killed when the grace is over."""
         self._ending = True
+        self._end_reason = self._end_reason or reason
         effects: list[Effect] = []
         for worker_id in list(self.processes):
             effects.extend(self.stop_worker(worker_id, grace_s, now))
@@ -203,7 +209,7 @@ class Supervisor:
         process = self.processes.get(worker_id)
         if process is not None and not process.ready:
             process.ready = True
-            self._crashes = 0
+            self._crashes, self._gave_up_at = 0, None
 
     def exited(
         self, worker_id: int, cause: str, reading: Results | None, *, last_lines: Sequence[str], now: float
@@ -220,7 +226,7 @@ class Supervisor:
         if self._crashes >= self._limits.give_up_after and waiting:
             for one in waiting:
                 del self.processes[one]
-            effects.append(self._give_up(waiting))
+            effects.append(self._give_up(waiting, now))
         return effects + self._end_if_empty()
 
     def terminate(self, reason: str, now: float, *, connected: bool) -> list[Effect]:
@@ -228,7 +234,8 @@ class Supervisor:
         if self._ending or self._drain_until is not None:
             return []
         if not connected:
-            return self.shutdown(0.0, now)
+            return self.shutdown(0.0, now, reason)
+        self._end_reason = reason
         self._drain_until = now + self._limits.drain_grace_s
         return [Send(NodeDraining(reason, self._limits.drain_grace_s))]
 
@@ -270,8 +277,7 @@ class Supervisor:
                 process.apply("fork")
                 effects.append(ForkWorker(process.worker_id))
             elif process.state is ProcessState.STOPPING:
-                if process.kill_reason is None:
-                    process.kill_reason = "it did not end within its grace"
+                process.kill_reason = "it did not end within its grace"
                 effects.extend(self._kill(process))
         return effects
 
@@ -281,14 +287,15 @@ class Supervisor:
         process.apply("kill")
         return [KillProcess(process.worker_id)] if process.pid else []
 
-    def _give_up(self, worker_ids: Sequence[int]) -> Effect:
+    def _give_up(self, worker_ids: Sequence[int], now: float) -> Effect:
+        if self._gave_up_at is None:
+            self._gave_up_at = now
         cause, lines = self._last_crash
         reason = f"{self._crashes} workers in a row ended while they were starting; the last one {cause}"
-        self._crashes = 0
         return Send(StartGaveUp(list(worker_ids), reason, list(lines)))
 
     def _end_if_empty(self) -> list[Effect]:
-        return self._end(0, "the manager ended this node") if self._ending and not self.processes else []
+        return self._end(0, self._end_reason) if self._ending and not self.processes else []
 
     def _end(self, code: int, reason: str) -> list[Effect]:
         if self._ended:

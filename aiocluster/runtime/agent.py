@@ -279,6 +279,7 @@ class Agent:
                 case Exited():
                     self._worker_exited(report)
                 case ServerGone():
+                    self._loop.remove_reader(self._server.sock.fileno())
                     self._perform(self._supervisor.manager_gone(f"the fork server is gone: {report.reason}"))
                 case _:
                     assert_never(report)
@@ -287,10 +288,11 @@ class Agent:
         managed = self._managed.pop(report.worker_id, None)
         if managed is None:
             return
-        try:  # what the worker has started and left behind is in its process group
-            os.killpg(report.pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            pass
+        if report.pid:  # what the worker has started and left behind is in its process group
+            try:
+                os.killpg(report.pid, signal.SIGKILL)
+            except (ProcessLookupError, PermissionError):
+                pass  # nothing is left
         for reader in managed.readers:
             self._loop.remove_reader(reader.fd)
             reader.read()
@@ -300,18 +302,22 @@ class Agent:
         killed_because = None if process is None else process.kill_reason
         oom = self._oom.happened() and os.WIFSIGNALED(report.status) and os.WTERMSIG(report.status) == signal.SIGKILL
         cause = describe_exit(report.status, oom=oom and killed_because is None, killed_because=killed_because)
-        reading, was_ready = managed.recorder.read(), managed.recorder.is_ready
+        self._figures.forget(report.pid)
+        self._look_who_joined()
+        if managed.recorder.is_ready:
+            self._supervisor.joined(report.worker_id)
+        reading = managed.recorder.read()
         managed.recorder.close()
         self._perform(
             self._supervisor.exited(
-                report.worker_id,
-                cause,
-                reading,
-                was_ready=was_ready,
-                last_lines=list(managed.last_lines),
-                now=self._loop.time(),
+                report.worker_id, cause, reading, last_lines=list(managed.last_lines), now=self._loop.time()
             )
         )
+
+    def _look_who_joined(self) -> None:
+        for worker_id, managed in self._managed.items():
+            if managed.recorder.is_ready:
+                self._supervisor.joined(worker_id)
 
     # --- output --------------------------------------------------------------------------------------------------------------
 
