@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -250,7 +249,7 @@ class Cluster(Calling):
         figures = base.with_changes(
             heartbeat_interval_s=heartbeat_interval, heartbeat_timeout_s=heartbeat_timeout, orphan_timeout_s=orphan_timeout
         )
-        write = make_output(output, sys.stdout, sys.stderr)
+        write = make_output(output)
 
         async def start() -> Cluster:
             owner = Owner(figures, write)

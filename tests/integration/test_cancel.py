@@ -53,14 +53,14 @@ async def test_a_running_async_call_gets_cancelled_error(single: Cluster, fifos:
 
 
 async def test_the_slot_is_free_only_when_the_worker_says_so(single: Cluster, fifos: Fifos, tmp_path: Path) -> None:
-    begun, clean, log = fifos.new(), fifos.new(), str(tmp_path / "log")
+    begun, clean, go_on, log = fifos.new(), fifos.new(), fifos.new(), str(tmp_path / "log")
 
     def stubborn() -> None:
         try:
             work.announce_and_sleep(begun)
         except asyncio.CancelledError:
             work.announce(clean)
-            with open(clean) as fifo:  # until the test lets it go
+            with open(go_on) as fifo:  # until the test lets it go
                 fifo.read()
             work.append(log, "cleaned up")
 
@@ -70,7 +70,7 @@ async def test_the_slot_is_free_only_when_the_worker_says_so(single: Cluster, fi
     await fifos.read(clean)
     after = single.submit(work.log_call, log, 2)
     assert single.status().running + single.status().waiting == 2
-    Path(clean).open("w").close()
+    Path(go_on).open("w").close()
     assert await after == 2
     assert Path(log).read_text().splitlines() == ["cleaned up", "2"]
 
