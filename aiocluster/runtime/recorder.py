@@ -16,8 +16,10 @@ from typing import NamedTuple
 
 __all__ = [
     "ASYNC_STARTED",
+    "BOX_BYTES",
     "BOX_END",
     "BOX_WRITTEN",
+    "ENTRY_BYTES",
     "ITEM",
     "READY",
     "RECORDER_BYTES",
@@ -31,40 +33,57 @@ __all__ = [
 SYNC_STARTED, SYNC_FINISHED, ASYNC_STARTED, ITEM, READY, BOX_WRITTEN, BOX_END = range(7)
 SLOTS_BYTES = 64
 RECORDER_BYTES = 64 * 1024
+BOX_BYTES = RECORDER_BYTES - SLOTS_BYTES
 _ENTRY = Struct("=QBI")
+_pack_into, _unpack_from = _ENTRY.pack_into, _ENTRY.unpack_from
 ENTRY_BYTES = _ENTRY.size
+_LAST_STATUS = 3
+_GO_ROUND = 255
+"""In place of a status: the next entry is at the beginning of the memory. Where no entry fits, that goes without saying."""
 
 
 class BlackBox:
-    """Finished results, one after the other, from `BOX_WRITTEN` to `BOX_END`; offsets count from the box's beginning."""
+    """Finished results that may not have been written to the socket: a ring from `BOX_WRITTEN` to `BOX_END`.
 
-    __slots__ = ("_bytes", "_size", "_slots", "end")
+    Both count bytes from the worker's beginning and never go back: the executing thread moves only `BOX_END`, the loop's thread
+    only `BOX_WRITTEN`, so neither needs a lock. An entry that does not fit before the end of the memory begins at its beginning.
+    """
+
+    __slots__ = ("_area", "_slots", "_written", "end")
 
     def __init__(self, slots: memoryview, area: memoryview) -> None:
         self._slots = slots
-        self._bytes = area
-        self._size = len(area)
+        self._area = area
+        self._written = 0
         self.end = 0
+        """Up to where results have been added, for `written`."""
 
     def add(self, call_id: int, status: int, payload: bytes) -> bool:
-        """Keep a result. False if there is no room: it is lost with the process if that ends before it is written."""
-        begin = self.end
-        body = begin + ENTRY_BYTES
-        end = body + len(payload)
-        if end > self._size:
+        """Keep a result. False if there is no room: it is lost with the process if that ends before it is sent.
+
+        A result of up to half the box always fits when all before it are written.
+        """
+        end = self.end
+        at = end % BOX_BYTES
+        size = ENTRY_BYTES + len(payload)
+        if at + size > BOX_BYTES:
+            begin = end + BOX_BYTES - at
+            if begin + size - self._written > BOX_BYTES:
+                return False
+            if at + ENTRY_BYTES <= BOX_BYTES:
+                _pack_into(self._area, at, 0, _GO_ROUND, 0)
+            end, at = begin, 0
+        elif end + size - self._written > BOX_BYTES:
             return False
-        _ENTRY.pack_into(self._bytes, begin, call_id, status, len(payload))
-        self._bytes[body:end] = payload
-        self.end = end
-        self._slots[BOX_END] = end  # after the bytes: what is published is whole
+        _pack_into(self._area, at, call_id, status, len(payload))
+        self._area[at + ENTRY_BYTES : at + size] = payload
+        self.end = self._slots[BOX_END] = end + size  # after the bytes: what is published is whole
         return True
 
     def written(self, up_to: int) -> None:
-        """All results up to this offset, an `end` of before, are in the kernel. The box begins anew when all of it is."""
-        if up_to >= self.end:
-            self._slots[BOX_END] = self._slots[BOX_WRITTEN] = self.end = 0
-        elif up_to > self._slots[BOX_WRITTEN]:
-            self._slots[BOX_WRITTEN] = up_to
+        """All results up to there, an `end` of before, are in the kernel."""
+        if up_to > self._written:
+            self._written = self._slots[BOX_WRITTEN] = up_to
 
 
 class Reading(NamedTuple):
@@ -112,19 +131,28 @@ class Recorder:
         """What the worker has left; garbage in the box ends the list of results, and nothing else."""
         slots = self.slots
         results: list[tuple[int, int, bytes]] = []
-        at, end = slots[BOX_WRITTEN], min(slots[BOX_END], len(self._area))
-        while at + ENTRY_BYTES <= end:
-            call_id, status, size = _ENTRY.unpack_from(self._area, at)
+        position, end = slots[BOX_WRITTEN], slots[BOX_END]
+        if end - position > BOX_BYTES:
+            end = position  # no worker of sound mind says so
+        while position < end:
+            at = position % BOX_BYTES
+            if at + ENTRY_BYTES > BOX_BYTES:
+                position += BOX_BYTES - at
+                continue
+            call_id, status, size = _unpack_from(self._area, at)
+            if status == _GO_ROUND:
+                position += BOX_BYTES - at
+                continue
             body = at + ENTRY_BYTES
-            if body + size > end or status > 3:
+            position += ENTRY_BYTES + size
+            if status > _LAST_STATUS or position > end or body + size > BOX_BYTES:
                 break
             results.append((call_id, status, bytes(self._area[body : body + size])))
-            at = body + size
         return Reading(slots[SYNC_STARTED], slots[SYNC_FINISHED], slots[ASYNC_STARTED], slots[ITEM], results)
 
     def close(self) -> None:
         """Unmap the memory; the recorder is not used any more."""
         self.slots.release()
         self._area.release()
-        self.box = BlackBox(memoryview(bytearray(SLOTS_BYTES)).cast("Q"), memoryview(bytearray()))
+        self.box = BlackBox(memoryview(bytearray(SLOTS_BYTES)).cast("Q"), memoryview(bytearray(BOX_BYTES)))
         self._memory.close()

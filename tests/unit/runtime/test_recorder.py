@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Iterator
 
 import pytest
 
 from aiocluster.runtime.recorder import (
     ASYNC_STARTED,
+    BOX_BYTES,
     BOX_END,
     BOX_WRITTEN,
+    ENTRY_BYTES,
     ITEM,
     SYNC_FINISHED,
     SYNC_STARTED,
@@ -57,17 +60,55 @@ def test_results_not_yet_written_survive(pair: tuple[Recorder, Recorder]) -> Non
     assert agent.read().results == []
 
 
-def test_box_begins_anew_when_all_is_written(pair: tuple[Recorder, Recorder]) -> None:
+def test_box_takes_no_more_than_it_has_room_for(pair: tuple[Recorder, Recorder]) -> None:
     worker, agent = pair
-    large = bytes(40_000)
+    large = bytes(BOX_BYTES // 2 - ENTRY_BYTES)
     assert worker.box.add(1, 0, large)
-    assert not worker.box.add(2, 0, large)
+    mark = worker.box.end
+    assert worker.box.add(2, 0, large)
+    assert not worker.box.add(3, 0, b"")
+    worker.box.written(mark)
+    assert worker.box.add(4, 0, large)
+    assert agent.read().results == [(2, 0, large), (4, 0, large)]
+
+
+def test_a_mark_that_comes_late_takes_nothing_back(pair: tuple[Recorder, Recorder]) -> None:
+    worker, agent = pair
+    worker.box.add(1, 0, b"one")
+    early = worker.box.end
+    worker.box.add(2, 0, b"two")
     worker.box.written(worker.box.end)
-    assert worker.box.add(3, 0, large)
-    assert agent.read().results == [(3, 0, large)]
+    worker.box.add(3, 0, b"three")
+    worker.box.written(early)
+    assert agent.read().results == [(3, 0, b"three")]
 
 
-@pytest.mark.parametrize(("written", "end"), [(0, 2**64 - 1), (2**64 - 1, 5), (7, 3), (65_000, 2**63)])
+@pytest.mark.parametrize("seed", range(5))
+def test_what_is_added_and_not_written_is_read_however_often_the_memory_goes_round(
+    pair: tuple[Recorder, Recorder], seed: int
+) -> None:
+    worker, agent = pair
+    rng = random.Random(seed)
+    largest = 1024
+    kept: list[tuple[int, int, bytes]] = []
+    marks: list[int] = []
+    for call_id in range(1500):
+        payload = rng.randbytes(rng.choice([0, 8, rng.randrange(largest), largest]))
+        if worker.box.add(call_id, call_id % 4, payload):
+            kept.append((call_id, call_id % 4, payload))
+            marks.append(worker.box.end)
+        else:
+            waiting = sum(ENTRY_BYTES + len(entry[2]) for entry in kept)
+            assert waiting > BOX_BYTES - 2 * (ENTRY_BYTES + largest)
+        if kept and rng.random() < 0.02:
+            written = rng.randint(1, len(kept))
+            worker.box.written(marks[written - 1])
+            del kept[:written], marks[:written]
+        assert agent.read().results == kept
+    assert worker.box.end > 3 * BOX_BYTES
+
+
+@pytest.mark.parametrize(("written", "end"), [(0, 2**64 - 1), (2**64 - 1, 5), (7, 3), (65_000, 2**63), (2**63, 2**63 + 99)])
 def test_garbage_offsets_are_not_believed(pair: tuple[Recorder, Recorder], written: int, end: int) -> None:
     worker, agent = pair
     worker.slots[BOX_WRITTEN], worker.slots[BOX_END] = written, end
