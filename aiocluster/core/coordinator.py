@@ -463,8 +463,8 @@ class Coordinator:
         if self.closing is None and node.state is NodeState.JOINED:
             self._start_workers(node, node.wanted - len(node.workers), now)
         if record.has_place:
-            self.dispatch.expect(True)  # nothing is unschedulable before the replacement is counted, below
-            for ended in self.dispatch.worker_lost(record.id, verdict, now):
+            # nothing is unschedulable before the replacement is counted, below
+            for ended in [*self.dispatch.expect(True), *self.dispatch.worker_lost(record.id, verdict, now)]:
                 self._end(ended)
         for call in list(self._nested.pop(record.id, {}).values()):
             self._cancel(call, False, now)

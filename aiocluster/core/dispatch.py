@@ -14,7 +14,7 @@ from typing import NamedTuple
 from aiocluster.config import Settings
 from aiocluster.core.calls import DEFAULT_OPTIONS, MAX_KILLS, Call, CallState
 from aiocluster.core.functions import FunctionTable
-from aiocluster.core.places import LaneKind, WorkerPlace
+from aiocluster.core.places import Lane, LaneKind, WorkerPlace
 from aiocluster.core.pools import Demand, OwnPool, Pool
 from aiocluster.errors import AioclusterError, CallTimeout, ClusterClosed, Overloaded, Unschedulable, WorkerLost
 
@@ -116,9 +116,9 @@ class Dispatch:
         place.update()
 
     def expect(self, expecting: bool) -> list[Ended]:
-        """Whether more workers are on their way. When none are, calls that nobody can take end as `Unschedulable`."""
+        """Whether more workers are on their way. Calls that nobody can take, now or later, end as `Unschedulable`."""
         self._expecting = expecting
-        return [] if expecting else self._sweep()
+        return self._sweep()
 
     def worker_lost(self, id: int, verdict: Verdict, now: float) -> list[Ended]:
         """The worker is gone: calls that never started move, the others end or run again, as their options say."""
@@ -134,18 +134,20 @@ class Dispatch:
         self._wakes.pop(place.own, None)
         ended: list[Ended] = []
         again: list[Call] = []
-        for call in place.inflight.values():
+        judged = [(call, *_judge(call, verdict)) for call in place.inflight.values()]
+        # Where no call is known to have been running, each that had started may be to blame: else it could kill forever.
+        all_suspect = not any(running for _, _, running in judged)
+        for call, started, running in judged:
             if call.state is ABANDONED:
                 self._forget(call)
                 continue
-            started, running = _judge(call, verdict)
             if not started:
                 again.append(call)
                 continue
-            if running and verdict.crashed:
+            if verdict.crashed and (running or all_suspect):
                 call.kills += 1
             # A chunk of several items is for its map to split: only one of them was running.
-            if call.items == 1 and call.may_run_again():
+            if call.items == 1 and call.pool is not place.own and call.may_run_again():
                 again.append(call)
                 continue
             cause = verdict.cause
@@ -157,21 +159,16 @@ class Dispatch:
             ended.append(self._end(call, Ended(call, error)))
         place.inflight.clear()
         for call in reversed(again):
-            call.lane = None
             call.yielded = False
-            call.state = WAITING
-            assert call.pool is not None
             if call.pool is place.own:
                 error = WorkerLost(id, verdict.cause, maybe_executed=False, call=call.name)
                 ended.append(self._end(call, Ended(call, error)))
-                continue
-            call.pool.queue.append_left(call)
-            call.pool.wake()
+            else:
+                self._put_back(call)
         for call in place.own.queue.drain():
             error = WorkerLost(id, verdict.cause, maybe_executed=False, call=call.name)
             ended.append(self._end(call, Ended(call, error)))
-        if not self._expecting:
-            ended.extend(self._sweep())
+        ended.extend(self._sweep())
         return ended
 
     # --- calls -----------------------------------------------------------------------------------------------------------
@@ -220,9 +217,7 @@ class Dispatch:
         pool = self._pools.get(key)
         if pool is None:
             pool = Pool(kind, workers, demand, self._wakes)
-            for place in self.places.values():
-                if pool.admits(place) and self._general[kind] in place.lanes[kind].pools:
-                    pool.join(place)
+            self._fill_pool(pool)
         if not pool.members and not (self._expecting and (workers is None or not workers <= self._lost.keys())):
             return self._unschedulable(call)
         self._pools[key] = pool
@@ -244,6 +239,8 @@ class Dispatch:
     def assign(self, now: float) -> list[tuple[WorkerPlace, list[Call]]]:
         """Place what can be placed; each worker's calls, in the order in which they must start there."""
         wakes, touched = self._wakes, self._touched
+        if not wakes:
+            return []
         while wakes:
             if len(wakes) == 1:
                 pool, _ = wakes.popitem()
@@ -280,13 +277,18 @@ class Dispatch:
         honest = True
         nbytes = 0
         held = len(inflight)
+        was_full = place.bytes >= place.window_bytes
+        lane: Lane | None = None
         for call_id in call_ids:
             call = inflight.pop(call_id, None)
             if call is None:
                 honest = False
                 calls.append(None)
                 continue
-            lane = call.lane
+            if call.lane is not lane:
+                if lane is not None:
+                    lane.update()
+                lane = call.lane
             assert lane is not None
             lane.count -= 1
             if call.yielded:
@@ -312,7 +314,10 @@ class Dispatch:
         place.bytes -= nbytes
         self.pending_bytes -= nbytes
         place.progress_at = now
-        place.update()
+        if was_full:
+            place.update()
+        elif lane is not None:
+            lane.update()
         return calls, honest
 
     def returned(self, id: int, call_ids: Iterable[int]) -> tuple[list[Call], bool]:
@@ -338,11 +343,7 @@ class Dispatch:
                 back.append(call)
         back.sort(key=lambda call: call.serial, reverse=True)
         for call in back:
-            call.state = WAITING
-            call.lane = None
-            assert call.pool is not None
-            call.pool.queue.append_left(call)
-            call.pool.wake()
+            self._put_back(call)
         place.update()
         return dropped, honest
 
@@ -404,12 +405,14 @@ class Dispatch:
             if call.state is ENDED:
                 self._dead_deadlines -= 1
                 continue
-            if call.state is ABANDONED:
+            if call.state is WAITING:
                 call.deadline = None
+            else:  # it keeps its deadline for calls that it makes before it hears of this; it is not in the heap any more
+                self._dead_deadlines -= 1
+            if call.state is ABANDONED:
                 continue
             timeout_s = call.options.timeout_s
             error = CallTimeout(call.name, timeout_s if timeout_s is not None else 0.0)
-            call.deadline = None
             ended.append((Ended(call, error), self.cancel(call)))
         return ended
 
@@ -466,6 +469,29 @@ class Dispatch:
         if call.options.resources:
             place.reserve(call, -1)
 
+    def _put_back(self, call: Call) -> None:
+        """A call that was sent waits again, at the head of its queue. Its pool may have been discarded meanwhile."""
+        call.state = WAITING
+        call.lane = None
+        pool = call.pool
+        assert pool is not None
+        if isinstance(pool, Pool) and pool.workers is not None:
+            key = (pool.kind, pool.workers, pool.demand)
+            known = self._pools.setdefault(key, pool)
+            if known is not pool:
+                call.pool = pool = known
+            elif not pool.members:
+                self._fill_pool(pool)
+        pool.queue.append_left(call)
+        pool.wake()
+
+    def _fill_pool(self, pool: Pool) -> None:
+        """Let every open worker that may serve the pool join it."""
+        general = self._general[pool.kind]
+        for place in self.places.values():
+            if pool.admits(place) and general in place.lanes[pool.kind].pools:
+                pool.join(place)
+
     def _end(self, call: Call, ended: Ended) -> Ended:
         self._forget(call)
         return ended
@@ -482,10 +508,12 @@ class Dispatch:
             self._dead_deadlines += 1
 
     def _sweep(self) -> list[Ended]:
-        """End the calls of pools that no worker can serve."""
+        """End the calls of pools that no worker can serve: none that is on its way either, and an id is never given again."""
         ended: list[Ended] = []
         for pool in list(self._pools.values()):
-            if pool.members == 0 and pool.queue:
+            if pool.members or not pool.queue:
+                continue
+            if not self._expecting or (pool.workers is not None and pool.workers <= self._lost.keys()):
                 ended.extend(self._end(call, Ended(call, self._unschedulable(call))) for call in pool.queue.drain())
         return ended
 

@@ -82,6 +82,8 @@ class Manager:
         self._relief = CollectorRelief()
         self._next_call = 1
         self._flush_due = False
+        self._unwritten: dict[Link, None] = {}
+        """Links that have been sent something in this turn: it is written at its end."""
         self._performing = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
@@ -242,6 +244,10 @@ class Manager:
         """Place what can be placed now."""
         self.core.assign(self._loop.time())
         self.perform()
+        if self._unwritten:
+            for link in self._unwritten:
+                link.flush()
+            self._unwritten.clear()
         self._arm()
 
     def perform(self) -> None:
@@ -257,6 +263,7 @@ class Manager:
                             link = self.worker_links.get(effect.worker_id)
                             if link is not None:
                                 link.send(effect.message, effect.buffers)
+                                self._unwritten[link] = None
                         case ResolveCalls():
                             self._resolve(effect)
                         case EndCall():

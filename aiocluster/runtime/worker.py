@@ -266,6 +266,8 @@ class Worker:
                     row[2] += ns
         if ids:
             self._send(wire.Results(ids, bytes(statuses), payloads, counts, list(busy.values())), buffers)
+            if self._link is not None:
+                self._link.flush()
             self._loop.call_soon(self._written, mark)
 
     def _written(self, mark: int) -> None:

@@ -154,7 +154,12 @@ def table(*checks: Check) -> Check:
     width = len(checks)
 
     def row_fits(row: Any) -> bool:
-        return type(row) is list and len(row) == width and all(check(field) for check, field in zip(checks, row, strict=True))
+        if type(row) is not list or len(row) != width:
+            return False
+        for check, field in zip(checks, row, strict=True):  # a generator would cost more than the checks
+            if not check(field):
+                return False
+        return True
 
     return lambda value: type(value) is list and (not value or all(map(row_fits, value)))
 
