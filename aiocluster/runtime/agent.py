@@ -12,19 +12,17 @@ import os
 import signal
 import socket
 import sys
-from collections import deque
 from typing import Any, assert_never
 
-from aiocluster.core.supervisor import EndNode, ForkWorker, KillProcess, Send, Supervisor, SupervisorLimits
-from aiocluster.core.supervisor import Effect as SupervisorEffect
+from aiocluster.core.supervisor import Effect, EndNode, ForkWorker, KillProcess, Send, Supervisor, SupervisorLimits
 from aiocluster.errors import AioclusterError
 from aiocluster.ids import Token, new_link_id
 from aiocluster.net.dial import dial
 from aiocluster.net.link import Link
 from aiocluster.runtime.figures import Figures, OomWatch, describe_exit
 from aiocluster.runtime.forkserver import Exited, Forked, ForkServer, ServerGone
-from aiocluster.runtime.output import OutputReader
-from aiocluster.runtime.recorder import Recorder
+from aiocluster.runtime.pump import OutputPump
+from aiocluster.runtime.recorder import SYNC_STARTED, Recorder
 from aiocluster.runtime.spec import WorkerSpec
 from aiocluster.wire import messages as wire
 from aiocluster.wire.frames import Frame
@@ -35,11 +33,14 @@ __all__ = ["Agent", "AgentSettings", "main"]
 logger = logging.getLogger("aiocluster.agent")
 
 DIAL_FOR_S = 60.0
-LAST_LINES = 20
+LAST_WORDS_S = 1.0
+"""For the manager to take what was said last."""
+OOM_RECENT_S = 3.0
+"""For how long an out-of-memory kill explains why a process was killed."""
 
 
 class AgentSettings:
-    """What the launcher put into the agent's environment. The token is taken out of it: workers and their children shall not see it."""
+    """What the launcher put into the agent's environment, and taken out of it: the token is not for a worker's children."""
 
     def __init__(self, environ: dict[str, str] | os._Environ[str]) -> None:
         self.address = _required(environ, "AIOCLUSTER_MANAGER")
@@ -62,13 +63,12 @@ def _required(environ: dict[str, str] | os._Environ[str], name: str) -> str:
 class Managed:
     """What the shell holds for one worker process."""
 
-    __slots__ = ("last_lines", "pid", "readers", "recorder")
+    __slots__ = ("pid", "pump", "recorder")
 
-    def __init__(self, recorder: Recorder, readers: tuple[OutputReader, OutputReader]) -> None:
+    def __init__(self, recorder: Recorder, pump: OutputPump) -> None:
         self.recorder = recorder
-        self.readers = readers
+        self.pump = pump
         self.pid = 0
-        self.last_lines: deque[str] = deque(maxlen=LAST_LINES)
 
 
 class Agent:
@@ -80,6 +80,7 @@ class Agent:
         self._loop = asyncio.get_running_loop()
         self._host = socket.gethostname()
         self._supervisor = Supervisor(SupervisorLimits(), self._loop.time())
+        self._cwd = _working_directory()
         self._figures = Figures()
         self._oom = OomWatch()
         self._managed: dict[int, Managed] = {}
@@ -88,7 +89,10 @@ class Agent:
         self._beats = 0
         self._interval_s = 2.0
         self._timer: asyncio.TimerHandle | None = None
-        self._reading = True
+        self._flowing = True
+        self._oom_at = float("-inf")
+        self._dialling: asyncio.Task[Any] | None = None
+        self._closed: asyncio.Future[None] = self._loop.create_future()
         self._code: asyncio.Future[int] = self._loop.create_future()
 
     async def run(self) -> int:
@@ -106,25 +110,38 @@ class Agent:
             pid=os.getpid(),
             link_id=new_link_id(),
         )
-        await dial(
-            settings.address,
-            greeting,
-            settings.token,
-            self,
-            retry_for_s=DIAL_FOR_S,
-            resume_within_s=3600.0,  # the orphan timeout ends it before
-        )
-        self._beat()
         try:
+            self._dialling = self._loop.create_task(
+                dial(
+                    settings.address,
+                    greeting,
+                    settings.token,
+                    self,
+                    retry_for_s=DIAL_FOR_S,
+                    resume_within_s=3600.0,  # the orphan timeout ends it before
+                ),
+                name="aiocluster agent: dial the manager",
+            )
+            await asyncio.wait([self._dialling])
+            if not self._dialling.cancelled():
+                self._dialling.result()
+                self._beat()
             return await self._code
         finally:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._loop.remove_reader(self._server.sock.fileno())
-            self._server.close()
-            if self._link is not None:
-                self._link.close()
-                await asyncio.sleep(0)
+            await self._wind_up()
+
+    async def _wind_up(self) -> None:
+        if self._dialling is not None:
+            self._dialling.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
+        self._loop.remove_reader(self._server.sock.fileno())
+        self._server.close()
+        for managed in self._managed.values():
+            managed.pump.close()
+        if self._link is not None:
+            self._link.close()
+            await asyncio.wait([self._closed], timeout=LAST_WORDS_S)
 
     # --- the link ------------------------------------------------------------------------------------------------------------
 
@@ -160,13 +177,9 @@ class Agent:
 
     def link_writable(self, link: Link, writable: bool) -> None:
         """While the manager does not keep up nothing is read from the workers: what they print waits in their pipes."""
-        self._reading = writable
-        for managed in self._managed.values():
-            for reader in managed.readers:
-                if writable:
-                    self._loop.add_reader(reader.fd, self._readable, managed, reader)
-                else:
-                    self._loop.remove_reader(reader.fd)
+        self._flowing = writable
+        for managed in list(self._managed.values()):
+            managed.pump.set_flowing(writable)
 
     def link_broken(self, link: Link) -> None:
         logger.warning("the link to the manager broke; trying to resume it")
@@ -176,28 +189,35 @@ class Agent:
 
     def link_closed(self, link: Link, error: Exception | None) -> None:
         self._link = None
+        self._closed.set_result(None)
         reason = "the manager closed the link" if error is None else str(error)
         self._perform(self._supervisor.manager_gone(reason))
 
     # --- the node ------------------------------------------------------------------------------------------------------------
 
     def _terminate(self, name: str) -> None:
-        connected = self._link is not None and self._link.connected
-        if self._link is None:
+        link = self._link
+        if link is None:
+            if self._dialling is not None:
+                self._dialling.cancel()
             self._finish(128 + signal.SIGTERM)
-        else:
-            self._perform(self._supervisor.terminate(f"the node was told to end ({name})", self._loop.time(), connected=connected))
+            return
+        reason = f"the node was told to end ({name})"
+        self._perform(self._supervisor.terminate(reason, self._loop.time(), connected=link.connected))
 
     def _beat(self) -> None:
         link = self._link
         if link is None or self._code.done():
             return
         self._supervisor.heard(link.last_heard)
+        self._look_who_joined()
+        self._note_oom_kills()
+        self._reap_strays()
         rows: list[list[Any]] = []
         for worker_id, managed in self._managed.items():
             if managed.pid:
                 state, cpu, rss = self._figures.worker(managed.pid)
-                rows.append([worker_id, state, cpu, rss, managed.recorder.slots[0]])
+                rows.append([worker_id, state, cpu, rss, managed.recorder.slots[SYNC_STARTED]])
         self._beats += 1
         link.send(wire.NodeBeat(self._beats, self._figures.node(), rows))
         self._loop.call_later(self._interval_s, self._beat)
@@ -212,7 +232,7 @@ class Agent:
             self._supervisor.heard(self._link.last_heard)
         self._perform(self._supervisor.tick(self._loop.time()))
 
-    def _perform(self, effects: list[SupervisorEffect]) -> None:
+    def _perform(self, effects: list[Effect]) -> None:
         for effect in effects:
             match effect:
                 case ForkWorker():
@@ -248,18 +268,20 @@ class Agent:
             host=self._host,
             settings=self._welcome,
             sys_path=settings.sys_path,
-            cwd=os.getcwd(),
+            cwd=self._cwd,
         )
-        recorder, descriptor = Recorder.create()
         try:
-            stdout, stderr = self._server.spawn(spec, descriptor)
-        finally:
-            os.close(descriptor)
-        managed = Managed(recorder, (OutputReader(stdout, worker_id, 1), OutputReader(stderr, worker_id, 2)))
-        self._managed[worker_id] = managed
-        if self._reading:
-            for reader in managed.readers:
-                self._loop.add_reader(reader.fd, self._readable, managed, reader)
+            recorder, descriptor = Recorder.create()
+            try:
+                stdout, stderr = self._server.spawn(spec, descriptor)
+            finally:
+                os.close(descriptor)
+        except (OSError, ValueError) as error:  # too many open files, no memory, a spec that is too large
+            cause = f"could not be started: {error}"
+            self._perform(self._supervisor.exited(worker_id, cause, None, last_lines=[], now=self._loop.time()))
+            return
+        pump = OutputPump(self._loop, worker_id, stdout, stderr, self._send_output, flowing=self._flowing)
+        self._managed[worker_id] = Managed(recorder, pump)
 
     def _kill(self, worker_id: int) -> None:
         managed = self._managed.get(worker_id)
@@ -288,20 +310,14 @@ class Agent:
         managed = self._managed.pop(report.worker_id, None)
         if managed is None:
             return
-        if report.pid:  # what the worker has started and left behind is in its process group
-            try:
-                os.killpg(report.pid, signal.SIGKILL)
-            except (ProcessLookupError, PermissionError):
-                pass  # nothing is left
-        for reader in managed.readers:
-            self._loop.remove_reader(reader.fd)
-            reader.read()
-            self._send_lines(managed, reader, partial=True)
-            reader.close()
+        managed.pump.close()
         process = self._supervisor.processes.get(report.worker_id)
         killed_because = None if process is None else process.kill_reason
-        oom = self._oom.happened() and os.WIFSIGNALED(report.status) and os.WTERMSIG(report.status) == signal.SIGKILL
-        cause = describe_exit(report.status, oom=oom and killed_because is None, killed_because=killed_because)
+        self._note_oom_kills()
+        oom = self._loop.time() - self._oom_at < OOM_RECENT_S
+        cause = describe_exit(report.status, oom=oom, killed_because=killed_because)
+        if not report.pid:
+            cause = "could not be forked"  # its last line says why
         self._figures.forget(report.pid)
         self._look_who_joined()
         if managed.recorder.is_ready:
@@ -310,7 +326,7 @@ class Agent:
         managed.recorder.close()
         self._perform(
             self._supervisor.exited(
-                report.worker_id, cause, reading, last_lines=list(managed.last_lines), now=self._loop.time()
+                report.worker_id, cause, reading, last_lines=list(managed.pump.last_lines), now=self._loop.time()
             )
         )
 
@@ -319,37 +335,47 @@ class Agent:
             if managed.recorder.is_ready:
                 self._supervisor.joined(worker_id)
 
+    def _note_oom_kills(self) -> None:
+        """With every heartbeat, so that a kill of long ago does not explain the next end of a worker."""
+        if self._oom.happened():
+            self._oom_at = self._loop.time()
+
+    def _reap_strays(self) -> None:
+        """In a container the agent is process 1: whom workers have left behind become its children."""
+        try:
+            while (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
+                if ended.si_pid == self._server.pid:
+                    return  # its end is told by its socket, and the rest does not matter any more
+                os.waitid(os.P_PID, ended.si_pid, os.WEXITED)
+        except ChildProcessError:
+            pass  # there are none
+
     # --- output --------------------------------------------------------------------------------------------------------------
 
-    def _readable(self, managed: Managed, reader: OutputReader) -> None:
-        if not reader.read():
-            self._loop.remove_reader(reader.fd)
-        self._send_lines(managed, reader, partial=False)
-
-    def _send_lines(self, managed: Managed, reader: OutputReader, *, partial: bool) -> None:
-        lines = reader.take(partial=partial)
-        if lines:
-            managed.last_lines.extend(text for _, text in lines)
-            if self._link is not None:
-                self._link.send(
-                    wire.Output(reader.worker_id, reader.stream, [call for call, _ in lines], [text for _, text in lines])
-                )
+    def _send_output(self, message: wire.Output) -> None:
+        if self._link is not None:
+            self._link.send(message)
 
     def _flush_output(self, message: wire.FlushOutput) -> None:
         managed = self._managed.get(message.worker_id)
         if managed is not None:
-            for reader in managed.readers:
-                reader.read()
-                self._send_lines(managed, reader, partial=True)
+            managed.pump.flush()
         if self._link is not None:
             self._link.send(wire.OutputFlushed(message.request))
+
+
+def _working_directory() -> str | None:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:  # somebody has removed it: workers stay where the fork server is
+        return None
 
 
 async def _serve(settings: AgentSettings, server: ForkServer) -> int:
     agent = Agent(settings, server)
     try:
         return await agent.run()
-    except AioclusterError as error:
+    except (AioclusterError, ValueError) as error:
         logger.error("node %s cannot join: %s", settings.node, error)
         return 1
 
