@@ -14,7 +14,7 @@ from typing import Protocol
 from aiocluster.config import Settings
 from aiocluster.ids import ClusterId, Token
 
-__all__ = ["LaunchRequest", "Launcher", "agent_environment"]
+__all__ = ["LaunchRequest", "Launcher", "agent_environment", "package_folder"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,7 +66,7 @@ class Launcher(Protocol):
 
 
 def agent_environment(request: LaunchRequest, node: str) -> dict[str, str]:
-    """The variables by which the agent of a node finds its manager. They hold the token: never put them into a command line or a log."""
+    """The variables by which the agent of a node finds its manager. They hold the token: not for command lines or logs."""
     return {
         "AIOCLUSTER_MANAGER": request.address,
         "AIOCLUSTER_CLUSTER": request.cluster_id,

@@ -21,6 +21,8 @@ logger = logging.getLogger("aiocluster")
 LAST_LINES = 50
 STOP_GRACE_S = 1.0
 """For a node that is lost, or not needed, to end by itself."""
+LOOK_S = 0.05
+"""How often to look after a process where the kernel cannot give a descriptor of it."""
 
 
 class _AgentProcess:
@@ -34,7 +36,7 @@ class _AgentProcess:
         self._loop = asyncio.get_running_loop()
         self._rest = b""
         self._process = subprocess.Popen(  # returns as soon as the program is loaded: no need for a thread
-            [sys.executable, "-m", "aiocluster.runtime.agent"],
+            [sys.executable, "-P", "-m", "aiocluster.runtime.agent"],  # -P: modules of the current folder are not for the agent
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -45,9 +47,12 @@ class _AgentProcess:
         assert self._process.stderr is not None
         self._stderr = self._process.stderr.fileno()
         os.set_blocking(self._stderr, False)
-        self._pidfd = os.pidfd_open(self._process.pid)
         self._loop.add_reader(self._stderr, self._read)
-        self._loop.add_reader(self._pidfd, self._ended)
+        self._pidfd = _pidfd_of(self._process.pid)
+        if self._pidfd is None:
+            self._loop.call_later(LOOK_S, self._look)
+        else:
+            self._loop.add_reader(self._pidfd, self._ended)
 
     def _read(self) -> None:
         try:
@@ -58,22 +63,33 @@ class _AgentProcess:
             self._loop.remove_reader(self._stderr)
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
-            text = line.decode(errors="replace")
-            self.lines.append(text)
-            if not self.stopping:
-                logger.warning("node %s: %s", self.name, text)
+            self._keep(line)
+
+    def _keep(self, line: bytes) -> None:
+        text = line.decode(errors="replace")
+        self.lines.append(text)
+        if not self.stopping:
+            logger.warning("node %s: %s", self.name, text)
+
+    def _look(self) -> None:
+        if self._process.poll() is None:
+            self._loop.call_later(LOOK_S, self._look)
+        else:
+            self._ended()
 
     def _ended(self) -> None:
-        self._loop.remove_reader(self._pidfd)
-        os.close(self._pidfd)
+        if self._pidfd is not None:
+            self._loop.remove_reader(self._pidfd)
+            os.close(self._pidfd)
         code = self._process.wait()  # it has ended: this takes its status
         self._read()
+        if self._rest:
+            self._keep(self._rest)
         self._loop.remove_reader(self._stderr)
         assert self._process.stderr is not None
         self._process.stderr.close()
         self.ended.set_result(None)
-        how = f"exited with code {code}" if code >= 0 else f"was killed by signal {-code} ({signal.Signals(-code).name})"
-        self._exited(self, f"its agent {how}")
+        self._exited(self, f"its agent {_how(code)}")
 
     def signal(self, number: signal.Signals) -> None:
         if not self.ended.done():
@@ -89,6 +105,22 @@ class _AgentProcess:
         finally:
             self.signal(signal.SIGKILL)
         await asyncio.shield(self.ended)
+
+
+def _pidfd_of(pid: int) -> int | None:
+    try:
+        return os.pidfd_open(pid)
+    except (AttributeError, OSError):  # not Linux, or an old one, or a sandbox that forbids it
+        return None
+
+
+def _how(code: int) -> str:
+    if code >= 0:
+        return f"exited with code {code}"
+    try:
+        return f"was killed by signal {-code} ({signal.Signals(-code).name})"
+    except ValueError:
+        return f"was killed by signal {-code}"
 
 
 class _Exited:
@@ -123,7 +155,9 @@ class Local:
         for node in request.nodes:
             environment = {**os.environ, **self._env, **agent_environment(request, node)}
             environment["AIOCLUSTER_SYS_PATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
-            inherited = environment.get("PYTHONPATH")
+            # The agent must import this very package, and gives its children back what was theirs.
+            inherited = environment.get("PYTHONPATH", "")
+            environment["AIOCLUSTER_PYTHONPATH"] = inherited
             environment["PYTHONPATH"] = os.pathsep.join([package_folder(), *([inherited] if inherited else [])])
             try:
                 agent = _AgentProcess(node, environment, _Exited(self, request))

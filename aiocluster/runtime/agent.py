@@ -51,6 +51,12 @@ class AgentSettings:
         self.sys_path = None if sys_path is None else tuple(sys_path.split(os.pathsep))
         for name in ("AIOCLUSTER_TOKEN", "AIOCLUSTER_MANAGER", "AIOCLUSTER_SYS_PATH"):
             environ.pop(name, None)
+        # Where the launcher had to say where aiocluster is: that was for the agent alone.
+        python_path = environ.pop("AIOCLUSTER_PYTHONPATH", None)
+        if python_path:
+            environ["PYTHONPATH"] = python_path
+        elif python_path is not None:
+            environ.pop("PYTHONPATH", None)
 
 
 def _required(environ: dict[str, str] | os._Environ[str], name: str) -> str:
