@@ -183,7 +183,7 @@ class Coordinator:
         record.pid, record.link_up, record.has_place = pid, True, True
         self.dispatch.add_worker(worker_id, record.node.resources, now)
         if record.state is WorkerState.DRAINING:
-            self.dispatch.close_worker(worker_id)
+            self._close_place(worker_id)
             self._stop_if_drained(record, now)
         else:
             self._effects.append(RunJoinCalls(worker_id))
@@ -437,11 +437,15 @@ class Coordinator:
         record.apply("drain", now)
         record.drain_until = now + grace_s
         if record.has_place:
-            self.dispatch.close_worker(record.id)
+            self._close_place(record.id)
             self._effects.append(SendToWorker(record.id, Recall(ALL)))
             self._stop_if_drained(record, now)
         else:
             self._stop_worker(record, 0.0)
+
+    def _close_place(self, worker_id: int) -> None:
+        for ended in self.dispatch.close_worker(worker_id):
+            self._end(ended)
 
     def _stop_if_drained(self, record: WorkerRecord, now: float) -> None:
         if record.drain_until is not None and not record.stopped and not self.dispatch.places[record.id].inflight:

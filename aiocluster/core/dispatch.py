@@ -84,9 +84,7 @@ class Dispatch:
     def add_worker(self, id: int, resources: Mapping[str, float], now: float) -> WorkerPlace:
         """A worker has joined. It takes calls that name it alone; `open_worker` lets it take all."""
         place = WorkerPlace(id, resources, self._settings, self._stacked, now)
-        place.own = OwnPool(place, self._wakes)
-        for lane in place.lanes:
-            lane.pools.append(place.own)
+        place.own = self._own_pool(place)
         self.places[id] = place
         place.accepting = True
         place.update()
@@ -99,15 +97,18 @@ class Dispatch:
             if pool.admits(place) and pool not in place.lanes[pool.kind].pools:
                 pool.join(place)
 
-    def close_worker(self, id: int) -> None:
-        """The worker drains: it takes no more calls, and keeps those it has."""
+    def close_worker(self, id: int) -> list[Ended]:
+        """The worker drains: it takes no more calls, and keeps those it has. Calls that wait for it alone end."""
         place = self.places[id]
         place.accepting = False
+        place.ending = True
         place.update()
         for lane in place.lanes:
             for pool in lane.pools[:]:
                 if isinstance(pool, Pool):
                     pool.leave(place)
+        # What the worker runs may wait for one of these: they cannot wait for its end.
+        return [self._end(call, Ended(call, self._unschedulable(call))) for call in _own_calls(place)]
 
     def set_accepting(self, id: int, accepting: bool) -> None:
         """Whether the worker's link stands and can take more bytes."""
@@ -132,6 +133,8 @@ class Dispatch:
                 if isinstance(pool, Pool):
                     pool.leave(place)
         self._wakes.pop(place.own, None)
+        if place.own_nested is not None:
+            self._wakes.pop(place.own_nested, None)
         ended: list[Ended] = []
         again: list[Call] = []
         judged = [(call, *_judge(call, verdict)) for call in place.inflight.values()]
@@ -147,7 +150,7 @@ class Dispatch:
             if verdict.crashed and (running or all_suspect):
                 call.kills += 1
             # A chunk of several items is for its map to split: only one of them was running.
-            if call.items == 1 and call.pool is not place.own and call.may_run_again():
+            if call.items == 1 and call.pool.__class__ is not OwnPool and call.may_run_again():
                 again.append(call)
                 continue
             cause = verdict.cause
@@ -160,12 +163,12 @@ class Dispatch:
         place.inflight.clear()
         for call in reversed(again):
             call.yielded = False
-            if call.pool is place.own:
+            if call.pool.__class__ is OwnPool:
                 error = WorkerLost(id, verdict.cause, maybe_executed=False, call=call.name)
                 ended.append(self._end(call, Ended(call, error)))
             else:
                 self._put_back(call)
-        for call in place.own.queue.drain():
+        for call in _own_calls(place):
             error = WorkerLost(id, verdict.cause, maybe_executed=False, call=call.name)
             ended.append(self._end(call, Ended(call, error)))
         ended.extend(self._sweep())
@@ -210,7 +213,13 @@ class Dispatch:
             (id,) = workers
             place = self.places.get(id)
             if place is not None:
-                return place.own if place.can_ever_fit(demand) else self._unschedulable(call)
+                if place.ending or not place.can_ever_fit(demand):
+                    return self._unschedulable(call)
+                if not call.origin:
+                    return place.own
+                if place.own_nested is None:
+                    place.own_nested = self._own_pool(place)
+                return place.own_nested
             if id in self._lost:
                 return WorkerLost(id, self._lost[id], maybe_executed=False, call=call.name)
         key = (kind, workers, demand)
@@ -218,7 +227,7 @@ class Dispatch:
         if pool is None:
             pool = Pool(kind, workers, demand, self._wakes)
             self._fill_pool(pool)
-        if not pool.members and not (self._expecting and (workers is None or not workers <= self._lost.keys())):
+        if not pool.members and not (self._expecting and self._may_come(workers)):
             return self._unschedulable(call)
         self._pools[key] = pool
         return pool
@@ -437,7 +446,7 @@ class Dispatch:
         for pool in self._pools.values():
             held.extend(pool.queue.drain())
         for place in self.places.values():
-            held.extend(place.own.queue.drain())
+            held.extend(_own_calls(place))
             held.extend(call for call in place.inflight.values() if call.state is SENT)
         for call in held:
             if call.state is SENT:
@@ -451,7 +460,7 @@ class Dispatch:
     @property
     def waiting_calls(self) -> int:
         return sum(len(pool.queue) for pool in self._pools.values()) + sum(
-            len(place.own.queue) for place in self.places.values()
+            len(pool.queue) for place in self.places.values() for pool in (place.own, place.own_nested) if pool is not None
         )
 
     # --- inside ----------------------------------------------------------------------------------------------------------
@@ -468,6 +477,18 @@ class Dispatch:
         place.bytes -= call.size
         if call.options.resources:
             place.reserve(call, -1)
+
+    def _own_pool(self, place: WorkerPlace) -> OwnPool:
+        pool = OwnPool(place, self._wakes)
+        for lane in place.lanes:
+            lane.pools.append(pool)
+        return pool
+
+    def _may_come(self, workers: frozenset[int] | None) -> bool:
+        """True if a worker that is on its way may be one of these: no id is given twice."""
+        if workers is None:
+            return True
+        return any(id not in self._lost and (id not in self.places or not self.places[id].ending) for id in workers)
 
     def _put_back(self, call: Call) -> None:
         """A call that was sent waits again, at the head of its queue. Its pool may have been discarded meanwhile."""
@@ -513,9 +534,15 @@ class Dispatch:
         for pool in list(self._pools.values()):
             if pool.members or not pool.queue:
                 continue
-            if not self._expecting or (pool.workers is not None and pool.workers <= self._lost.keys()):
+            if not (self._expecting and self._may_come(pool.workers)):
                 ended.extend(self._end(call, Ended(call, self._unschedulable(call))) for call in pool.queue.drain())
         return ended
+
+
+def _own_calls(place: WorkerPlace) -> list[Call]:
+    """Take all calls that wait for this worker alone."""
+    calls = place.own.queue.drain()
+    return calls if place.own_nested is None else calls + place.own_nested.queue.drain()
 
 
 def _urgency(pool: Pool | OwnPool) -> tuple[int, int]:

@@ -26,6 +26,13 @@ CLOSED = -1
 LEVELS = 48
 """Levels are powers of two of microseconds of load: enough for three days."""
 
+UNKNOWN_S = 60.0
+"""What a call is expected to take that nobody has measured: nothing is queued behind it."""
+
+NEXT_S = 0.010
+"""A worker that has but one call gets the next one ahead of time if its work is less than this: the round trip that it would
+wait for otherwise costs more than a few percent. A longer call has nothing queued behind it."""
+
 ASYNC_WEIGHT_S = 1e-6
 """An async call counts as one unit of load, so that one formula serves all lanes."""
 
@@ -64,11 +71,11 @@ class Lane:
         return self.count - self.yielded
 
     def weight_of(self, call: Call) -> float:
-        """The load of a call: its expected seconds; a whole window for a sync call never measured."""
+        """The load of a call: its expected seconds; a sync call never measured is taken for a long one."""
         if self.kind is not LaneKind.SYNC:
             return ASYNC_WEIGHT_S
         estimate = call.function.estimate_s
-        return self.window_s if estimate is None else estimate * call.items
+        return UNKNOWN_S if estimate is None else estimate * call.items
 
     def update(self) -> None:
         """Recompute the level after count, load or the place's state changed, and tell the pools if it moved."""
@@ -78,7 +85,9 @@ class Lane:
         elif self.count == self.yielded:
             self.load = 0.0  # also forgets what rounding has left
             level = 0
-        elif self.load >= self.window_s or self.count >= self.limit or place.is_full(self.kind):
+        elif self.count >= self.limit or place.is_full(self.kind):
+            level = CLOSED
+        elif self.load >= self.window_s and (self.load >= NEXT_S or self.count - self.yielded > 1):
             level = CLOSED
         else:
             level = min(1 + int(self.load * 1e6).bit_length(), LEVELS - 1)
@@ -100,6 +109,7 @@ class WorkerPlace:
     __slots__ = (
         "accepting",
         "bytes",
+        "ending",
         "free",
         "id",
         "inflight",
@@ -108,6 +118,7 @@ class WorkerPlace:
         "next_serial",
         "outbox",
         "own",
+        "own_nested",
         "progress_at",
         "recalling",
         "resources",
@@ -135,6 +146,10 @@ class WorkerPlace:
         self.known: set[int] = set()
         """Ids of the functions it has been sent."""
         self.own: OwnPool
+        self.own_nested: OwnPool | None = None
+        """Calls that other calls wait for are not held up behind those of the manager's program."""
+        self.ending = False
+        """It takes no more calls, ever."""
         self.accepting = False
         self.recalling = False
         self.progress_at = now
@@ -168,6 +183,8 @@ class WorkerPlace:
                     pool.refresh(lane)
         if sign < 0:
             self.own.wake()
+            if self.own_nested is not None:
+                self.own_nested.wake()
 
     def update(self) -> None:
         for lane in self.lanes:
