@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -239,3 +240,104 @@ def remote_square(x: int) -> int:
 @aiocluster.remote(timeout=60, name="patient")
 async def remote_cube(x: int) -> int:
     return x * x * x
+
+
+def identify(_item: Any) -> int:
+    return get_worker().id
+
+
+class Memory:
+    """What a worker was told to remember."""
+
+    value: Any = None
+
+
+def remember(value: Any) -> None:
+    Memory.value = value
+
+
+def recall() -> Any:
+    return Memory.value
+
+
+def die_at_first(log: str, times: int) -> str:
+    """Kill the own process so many times, by SIGKILL; then survive."""
+    append(log, str(os.getpid()))
+    with open(log) as file:
+        lines = file.read().split()
+    if len(lines) <= times:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "survived"
+
+
+class Crowd:
+    """How many calls are on this worker's loop at a time."""
+
+    now = 0
+    most = 0
+
+
+async def crowd() -> int:
+    """The most calls that were here together, so far."""
+    Crowd.now += 1
+    Crowd.most = max(Crowd.most, Crowd.now)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    Crowd.now -= 1
+    return Crowd.most
+
+
+async def meet(count: int) -> int:
+    """Return when so many calls are here at the same time: the place in which this one came."""
+    Crowd.now += 1
+    place = Crowd.now
+    while Crowd.now < count:
+        await asyncio.sleep(0.001)
+    return place
+
+
+async def async_sleep(seconds: float = 3600) -> None:
+    await asyncio.sleep(seconds)
+
+
+async def async_announce_and_sleep(path: str, seconds: float = 3600) -> None:
+    await asyncio.to_thread(announce, path)
+    await asyncio.sleep(seconds)
+
+
+async def async_log_call(path: str, number: int) -> int:
+    append(path, str(number))
+    await asyncio.sleep(0)
+    return number
+
+
+def block_the_loop(seconds: float) -> Any:
+    """An `async def` that does not await: the worker's loop stands still."""
+
+    async def block() -> int:
+        time.sleep(seconds)  # noqa: ASYNC251  # the very mistake that is tested
+        return get_worker().id
+
+    return block
+
+
+class _Self:
+    """Where it is unpickled, it is the pid of that process."""
+
+    def __reduce__(self) -> Any:
+        return os.getpid, ()
+
+
+SELF: Any = _Self()
+
+
+def hold_without_a_word(seconds: int) -> int:
+    ctypes.PyDLL(None).sleep(seconds)
+    return get_worker().id
+
+
+def log_and_work(path: str, number: int) -> int:
+    """Long enough for a thousand of them to outlast the start of a few workers."""
+    append(path, str(number))
+    time.sleep(0.001)
+    return number
