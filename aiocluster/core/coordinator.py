@@ -65,15 +65,21 @@ class Coordinator:
         self.launching = False
         """A launcher is at work: calls that nobody can take yet may wait."""
         self.closing: ClusterClosed | None = None
-        self._effects: list[Effect] = []
+        self.effects: list[Effect] = []
+        """What has to be done; `take_effects` hands it over."""
         self._tick_s = settings.heartbeat_interval_s / 2
         self._last_tick = now
         self._nested: dict[int, dict[int, Call]] = {}
         """Calls that workers made, by worker and call id: they end with it."""
 
+    @property
+    def has_work(self) -> bool:
+        """True if `assign` may have something to do."""
+        return self.dispatch.has_work
+
     def take_effects(self) -> list[Effect]:
         """What has to be done now, in order. The shell performs all of it before the next input."""
-        effects, self._effects = self._effects, []
+        effects, self.effects = self.effects, []
         return effects
 
     # --- nodes -----------------------------------------------------------------------------------------------------------
@@ -120,7 +126,7 @@ class Coordinator:
                     record = node.workers.get(worker_id)
                     if record is not None:
                         record.figures = (state, cpu, rss)
-                self._effects.append(SendToNode(name, Beat(message.number)))
+                self.effects.append(SendToNode(name, Beat(message.number)))
             case WorkerStarted():
                 record = node.workers.get(message.worker_id)
                 if record is not None:
@@ -155,8 +161,8 @@ class Coordinator:
         failed = node.state is NodeState.EXPECTED
         node.apply("lose", now)
         node.reason, node.link_up = reason, False
-        self._effects.append(DropNode(name, reason))
-        self._effects.append(ReleaseNode(name, reason))
+        self.effects.append(DropNode(name, reason))
+        self.effects.append(ReleaseNode(name, reason))
         self._publish(now, "node_failed" if failed else "node_lost", node, 0, reason)
         for record in list(node.workers.values()):
             verdict = record.verdict or Verdict(f"its node {name} is lost: {reason}")
@@ -186,7 +192,7 @@ class Coordinator:
             self._close_place(worker_id)
             self._stop_if_drained(record, now)
         else:
-            self._effects.append(RunJoinCalls(worker_id))
+            self.effects.append(RunJoinCalls(worker_id))
 
     def open_worker(self, worker_id: int, now: float) -> None:
         """The worker is prepared: it takes calls from now on. Nothing happens if it is gone or draining meanwhile."""
@@ -202,7 +208,7 @@ class Coordinator:
         """Have its agent kill the worker now; it is replaced like one that crashed."""
         record = self.roster.workers.get(worker_id)
         if record is not None and record.node.is_up:
-            self._effects.append(SendToNode(record.node.name, KillWorker(worker_id, reason)))
+            self.effects.append(SendToNode(record.node.name, KillWorker(worker_id, reason)))
 
     def retire(self, worker_id: int, grace_s: float, now: float) -> None:
         """The worker takes no more calls, ends when those it runs have, or is killed after `grace_s`; it is not replaced."""
@@ -244,7 +250,7 @@ class Coordinator:
         record = self.roster.workers.get(worker_id)
         if record is not None:
             self.kill_worker(worker_id, "it broke the protocol", now)
-            self._lose_worker(record, Verdict(f"it broke the protocol: {reason}"), now)
+            self._lose_worker(record, record.verdict or Verdict(f"it broke the protocol: {reason}"), now)
 
     # --- what workers say about calls --------------------------------------------------------------------------------------
 
@@ -254,7 +260,9 @@ class Coordinator:
             return
         for function_id, count, total_ns in message.busy:
             self.functions.observe(function_id, count, total_ns * 1e-9)
-        self._resolve(worker_id, message.ids, message.statuses, message.payloads, _split(message, buffers), now, strict=True)
+        # What its agent has found in the recorder of a dead worker may arrive here too, later: that is no lie.
+        strict = self.roster.workers[worker_id].verdict is None
+        self._resolve(worker_id, message.ids, message.statuses, message.payloads, _split(message, buffers), now, strict=strict)
 
     def returned(self, worker_id: int, message: Returned, now: float) -> None:
         """The worker gives back calls that never started."""
@@ -290,9 +298,9 @@ class Coordinator:
         """Send what can be placed. The shell calls it once per loop tick after anything has changed."""
         for place, calls in self.dispatch.assign(now):
             for message, buffers in calls_messages(place, calls, now):
-                self._effects.append(SendToWorker(place.id, message, buffers))
+                self.effects.append(SendToWorker(place.id, message, buffers))
         for place, count in self.dispatch.recalls(now):
-            self._effects.append(SendToWorker(place.id, Recall(count)))
+            self.effects.append(SendToWorker(place.id, Recall(count)))
 
     # --- time ------------------------------------------------------------------------------------------------------------
 
@@ -312,17 +320,17 @@ class Coordinator:
         for ended, place in self.dispatch.expire(now):
             self._end(ended)
             if place is not None:
-                self._effects.append(SendToWorker(place.id, CancelCalls([ended.call.id], False)))
+                self.effects.append(SendToWorker(place.id, CancelCalls([ended.call.id], False)))
         if now < self._last_tick + self._tick_s:
             return
         absent = now - self._last_tick - self._tick_s
         self._last_tick = now
         if absent > self._tick_s / 2:
             for node in self.roster.nodes.values():
-                node.last_heard += absent
+                node.last_heard = min(now, node.last_heard + absent)  # it may have been heard since
             for record in self.roster.workers.values():
                 if record.settle_at is not None:
-                    record.settle_at += absent
+                    record.settle_at = min(now + self.settings.heartbeat_timeout_s, record.settle_at + absent)
         for node in list(self.roster.nodes.values()):
             silent_s = now - node.last_heard
             if node.is_up and silent_s >= self.settings.heartbeat_timeout_s:
@@ -343,7 +351,7 @@ class Coordinator:
                 told = [id for id in dropped if id in place.known]
                 if told:
                     place.known.difference_update(told)
-                    self._effects.append(SendToWorker(place.id, DropFunctions(told)))
+                    self.effects.append(SendToWorker(place.id, DropFunctions(told)))
 
     def close(self, error: ClusterClosed, grace_s: float, now: float) -> None:
         """End every call and every node. Nothing is accepted from now on."""
@@ -352,14 +360,14 @@ class Coordinator:
         self.closing = error
         for place in self.dispatch.places.values():
             if place.inflight:
-                self._effects.append(SendToWorker(place.id, CancelCalls(list(place.inflight), False)))
-            self._effects.append(SendToWorker(place.id, Shutdown(grace_s)))
+                self.effects.append(SendToWorker(place.id, CancelCalls(list(place.inflight), False)))
+            self.effects.append(SendToWorker(place.id, Shutdown(grace_s)))
         for ended in self.dispatch.close(error):
             self._end(ended)
         for node in self.roster.nodes.values():
             node.wanted = 0
             if node.is_up:
-                self._effects.append(SendToNode(node.name, Shutdown(grace_s)))
+                self.effects.append(SendToNode(node.name, Shutdown(grace_s)))
 
     def set_launching(self, launching: bool) -> None:
         self.launching = launching
@@ -368,7 +376,7 @@ class Coordinator:
     # --- inside ----------------------------------------------------------------------------------------------------------
 
     def _publish(self, now: float, kind: str, node: Node, worker_id: int, text: str) -> None:
-        self._effects.append(PublishEvent(Event(now, kind, node.name, worker_id, text)))
+        self.effects.append(PublishEvent(Event(now, kind, node.name, worker_id, text)))
 
     def _expectation_changed(self) -> None:
         for ended in self.dispatch.expect(self.closing is None and (self.launching or self.roster.expecting)):
@@ -377,7 +385,7 @@ class Coordinator:
     def _start_workers(self, node: Node, count: int, now: float) -> None:
         if count > 0:
             ids = [self.roster.new_worker(node, now).id for _ in range(count)]
-            self._effects.append(SendToNode(node.name, StartWorkers(ids)))
+            self.effects.append(SendToNode(node.name, StartWorkers(ids)))
             self._expectation_changed()
 
     def _worker_exited(self, node: Node, message: WorkerExited, now: float) -> None:
@@ -438,7 +446,7 @@ class Coordinator:
         record.drain_until = now + grace_s
         if record.has_place:
             self._close_place(record.id)
-            self._effects.append(SendToWorker(record.id, Recall(ALL)))
+            self.effects.append(SendToWorker(record.id, Recall(ALL)))
             self._stop_if_drained(record, now)
         else:
             self._stop_worker(record, 0.0)
@@ -454,15 +462,15 @@ class Coordinator:
     def _stop_worker(self, record: WorkerRecord, grace_s: float) -> None:
         record.stopped = True
         if record.has_place:
-            self._effects.append(SendToWorker(record.id, Shutdown(0.0)))
-        self._effects.append(SendToNode(record.node.name, StopWorker(record.id, grace_s)))
+            self.effects.append(SendToWorker(record.id, Shutdown(0.0)))
+        self.effects.append(SendToNode(record.node.name, StopWorker(record.id, grace_s)))
 
     def _lose_worker(self, record: WorkerRecord, verdict: Verdict, now: float) -> None:
         """The worker is gone for good: judge its calls, replace it if its node lives and wants another."""
         node = record.node
         retired = record.drain_until is not None
         self.roster.remove_worker(record, now)
-        self._effects.append(DropWorker(record.id, verdict.cause))
+        self.effects.append(DropWorker(record.id, verdict.cause))
         self._publish(now, "worker_retired" if retired else "worker_lost", node, record.id, verdict.cause)
         if self.closing is None and node.state is NodeState.JOINED:
             self._start_workers(node, node.wanted - len(node.workers), now)
@@ -478,8 +486,8 @@ class Coordinator:
     def _end_node_if_empty(self, node: Node) -> None:
         """A node that shall have no workers, and has none, ends."""
         if node.is_up and node.wanted == 0 and not node.workers and self.closing is None:
-            self._effects.append(SendToNode(node.name, Shutdown(0.0)))
-            self._effects.append(ReleaseNode(node.name, "it has no workers any more"))
+            self.effects.append(SendToNode(node.name, Shutdown(0.0)))
+            self.effects.append(ReleaseNode(node.name, "it has no workers any more"))
 
     def _resolve(
         self,
@@ -497,7 +505,7 @@ class Coordinator:
             for call in calls:
                 if call is not None and call.origin:
                     self._nested.get(call.origin, {}).pop(call.id, None)
-        self._effects.append(ResolveCalls(worker_id, calls, statuses, payloads, buffers))
+        self.effects.append(ResolveCalls(worker_id, calls, statuses, payloads, buffers))
         if strict and not honest:
             self.worker_misbehaved(worker_id, "it sent the result of a call that it does not hold", now)
             return
@@ -508,7 +516,7 @@ class Coordinator:
     def _end(self, ended: Ended) -> None:
         if ended.call.origin:
             self._nested.get(ended.call.origin, {}).pop(ended.call.id, None)
-        self._effects.append(EndCall(ended))
+        self.effects.append(EndCall(ended))
 
     def _cancel(self, call: Call, force: bool, now: float) -> None:
         if call.origin:
@@ -516,7 +524,7 @@ class Coordinator:
         was_sent = call.state in (CallState.SENT, CallState.ABANDONED)
         place = self.dispatch.cancel(call)
         if place is not None:
-            self._effects.append(SendToWorker(place.id, CancelCalls([call.id], False)))
+            self.effects.append(SendToWorker(place.id, CancelCalls([call.id], False)))
         if force and was_sent and call.lane is not None:
             self.kill_worker(call.lane.place.id, f"the call of {call.name} was cancelled with force", now)
 

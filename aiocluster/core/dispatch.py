@@ -138,8 +138,9 @@ class Dispatch:
         ended: list[Ended] = []
         again: list[Call] = []
         judged = [(call, *_judge(call, verdict)) for call in place.inflight.values()]
-        # Where no call is known to have been running, each that had started may be to blame: else it could kill forever.
-        all_suspect = not any(running for _, _, running in judged)
+        # Each that had started may be to blame where none is known to have been running, or one that may have been made by
+        # another of them: else it could kill forever.
+        all_suspect = not any(running and not call.origin for call, _, running in judged)
         for call, started, running in judged:
             if call.state is ABANDONED:
                 self._forget(call)
@@ -244,6 +245,11 @@ class Dispatch:
         if wants:
             return Unschedulable(call.name, f"no worker has the resources {wants}; give them to workers when launching")
         return Unschedulable(call.name, "all workers of the cluster are ending; `await cluster.scale(n)` starts others")
+
+    @property
+    def has_work(self) -> bool:
+        """True if `assign` may place a call, or `recalls` call one back."""
+        return bool(self._wakes or self._stacked)
 
     def assign(self, now: float) -> list[tuple[WorkerPlace, list[Call]]]:
         """Place what can be placed; each worker's calls, in the order in which they must start there."""
