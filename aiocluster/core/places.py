@@ -49,6 +49,9 @@ class LaneKind(enum.IntEnum):
         return LaneKind.NESTED if call.origin else LaneKind.ASYNC
 
 
+SYNC = LaneKind.SYNC
+
+
 class Lane:
     """One way of running calls on one worker. Its level says how loaded it is; lower levels are filled first."""
 
@@ -85,14 +88,14 @@ class Lane:
         elif self.count == self.yielded:
             self.load = 0.0  # also forgets what rounding has left
             level = 0
-        elif self.count >= self.limit or place.is_full(self.kind):
+        elif self.count >= self.limit or (place.bytes >= place.window_bytes and self.kind is not LaneKind.NESTED):
             level = CLOSED
         elif self.load >= self.window_s and (self.load >= NEXT_S or self.count - self.yielded > 1):
             level = CLOSED
         else:
             level = min(1 + int(self.load * 1e6).bit_length(), LEVELS - 1)
-        if self.kind is LaneKind.SYNC:
-            place.note_stacked(self.count - self.yielded >= 2)
+        if self.kind is SYNC and (self.count - self.yielded >= 2) is not place.is_stacked:
+            place.note_stacked(not place.is_stacked)
         if level != self.level:
             self.level = level
             for pool in self.pools:
@@ -113,6 +116,7 @@ class WorkerPlace:
         "free",
         "id",
         "inflight",
+        "is_stacked",
         "known",
         "lanes",
         "next_serial",
@@ -155,13 +159,11 @@ class WorkerPlace:
         self.progress_at = now
         """When it last finished a call, or was given one while it had none."""
         self.stacked = stacked
-
-    def is_full(self, kind: LaneKind) -> bool:
-        """True if it holds as many bytes of arguments as it may; nested calls are never held back."""
-        return self.bytes >= self.window_bytes and kind is not LaneKind.NESTED
+        self.is_stacked = False
 
     def note_stacked(self, stacked: bool) -> None:
         """Keep the register of workers that hold sync calls behind another one."""
+        self.is_stacked = stacked
         if stacked:
             self.stacked[self] = None
         else:

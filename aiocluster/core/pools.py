@@ -57,11 +57,12 @@ class Pool:
     def refresh(self, lane: Lane) -> None:
         """The lane's level, or what its worker has free, has changed."""
         level = lane.level
-        if level >= 0 and self.demand and not lane.place.fits_now(self.demand):
-            level = CLOSED
+        if level >= 0:
+            if self.demand and not lane.place.fits_now(self.demand):
+                level = CLOSED
+            elif self.queue:
+                self.wakes[self] = None
         self.placement.put(lane, level)
-        if level >= 0 and self.queue:
-            self.wakes[self] = None
 
     def wake(self) -> None:
         if self.queue:
@@ -103,8 +104,8 @@ class OwnPool:
             self.wakes[self] = None
 
     def refresh(self, lane: Lane) -> None:
-        if lane.level >= 0:
-            self.wake()
+        if lane.level >= 0 and self.queue:
+            self.wakes[self] = None
 
     def fill(self, touched: dict[WorkerPlace, None], now: float) -> None:
         place = self.place

@@ -170,6 +170,10 @@ class Local:
         """The agent has ended."""
         self._agents.pop(agent.name, None)
 
+    def is_running(self, node: str) -> bool:
+        """True from its start until its end has been seen."""
+        return node in self._agents
+
     def last_lines(self, node: str) -> Sequence[str]:
         return tuple(self._lines.get(node, ()))
 

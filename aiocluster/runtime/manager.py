@@ -240,10 +240,16 @@ class Manager:
         self._relief.update(self.core.dispatch.pending_calls)
         self.flush()
 
+    def after_input(self) -> None:
+        """Place what the last input has made room for."""
+        if self.core.has_work:
+            self.flush()
+
     def flush(self) -> None:
         """Place what can be placed now."""
         self.core.assign(self._loop.time())
-        self.perform()
+        if self.core.effects:
+            self.perform()
         if self._unwritten:
             for link in self._unwritten:
                 link.flush()
@@ -256,8 +262,8 @@ class Manager:
             return
         self._performing = True
         try:
-            while effects := self.core.take_effects():
-                for effect in effects:
+            while self.core.effects:
+                for effect in self.core.take_effects():
                     match effect:
                         case SendToWorker():
                             link = self.worker_links.get(effect.worker_id)

@@ -63,7 +63,7 @@ class NodePeer:
                 logger.error("node %s broke the protocol and is dropped: %s", self.name, error)
                 manager.core.lose_node(self.name, f"it broke the protocol: {error}", now)
             manager.perform()
-        manager.flush()
+        manager.after_input()
 
     def link_writable(self, link: Link, writable: bool) -> None:
         pass  # an agent is sent little, and nothing that could wait
@@ -132,8 +132,9 @@ class WorkerPeer:
                         raise ProtocolError(f"a worker must not send {type(message).__name__}")
             except ProtocolError as error:
                 core.worker_misbehaved(worker_id, str(error), now)
-            manager.perform()
-        manager.flush()
+            if core.effects:
+                manager.perform()
+        manager.after_input()
 
     def link_writable(self, link: Link, writable: bool) -> None:
         if not self.dropped:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from aiocluster.errors import ProtocolError
 from aiocluster.wire.checks import (
+    U64,
     Check,
     Rule,
     amounts,
@@ -428,6 +429,8 @@ class MessageKind(NamedTuple):
     type: type[Any]
     checks: tuple[Check, ...]
     rule: Rule = no_rule
+    is_plain: Check | None = None
+    """True for values in the form that is by far the most frequent; all checks and the rule hold for those."""
 
 
 short = text(256)
@@ -454,6 +457,41 @@ results = both(same_length("ids", "statuses", "payloads"), rows_of("ids", "buffe
 
 def _hello(message: Hello) -> str | None:
     return None if (message.role == "agent") == (message.worker_id == 0) else "worker_id does not fit the role"
+
+
+def _one_call(values: list[Any]) -> bool:
+    """A `Calls` with one call and nothing special about it: the round trip of one call at a time waits for this."""
+    serial, ids, functions, modes, payloads, timeouts, buffers, names = values
+    return (
+        type(serial) is type(ids[0]) is type(functions[0]) is int
+        and type(ids) is type(functions) is type(payloads) is list
+        and len(ids) == len(functions) == len(payloads) == len(modes) == 1
+        and 0 <= serial <= U64
+        and 0 <= ids[0] <= U64
+        and 0 <= functions[0] <= U64
+        and type(modes) is type(payloads[0]) is bytes
+        and modes[0] <= Mode.ALL
+        and timeouts == buffers == names == []
+    )
+
+
+def _one_result(values: list[Any]) -> bool:
+    """A `Results` with one result, its duration, and no buffers."""
+    ids, statuses, payloads, buffers, busy = values
+    (row,) = busy
+    function, count, ns = row
+    return (
+        type(ids) is type(payloads) is type(busy) is type(row) is list
+        and type(ids[0]) is type(function) is type(count) is type(ns) is int
+        and len(ids) == len(payloads) == len(statuses) == 1
+        and 0 <= ids[0] <= U64
+        and 0 <= function <= U64
+        and 0 <= count <= U64
+        and 0 <= ns <= U64
+        and type(statuses) is type(payloads[0]) is bytes
+        and statuses[0] <= CallStatus.LAST
+        and buffers == []
+    )
 
 
 MESSAGES: dict[int, MessageKind] = {
@@ -488,8 +526,9 @@ MESSAGES: dict[int, MessageKind] = {
         Calls,
         (u64, column_u64, column_u64, modes, column_blob, table(u64, u64), counts, table(u64, short)),
         both(same_length("ids", "functions", "modes", "payloads"), rows_of("ids", "timeouts", "buffers", "names")),
+        _one_call,
     ),
-    35: MessageKind(Results, (column_u64, statuses, column_blob, counts, table(u64, u64, u64)), results),
+    35: MessageKind(Results, (column_u64, statuses, column_blob, counts, table(u64, u64, u64)), results, _one_result),
     36: MessageKind(CancelCalls, (column_u64, boolean)),
     37: MessageKind(Recall, (u64,)),
     38: MessageKind(Returned, (column_u64,)),
@@ -549,6 +588,13 @@ def decode(fields: Any) -> Message:
     if len(fields) != len(kind.checks) + 1:
         raise ProtocolError(f"{kind.type.__name__} has the wrong number of fields")
     values = fields[1:]
+    if kind.is_plain is not None:
+        try:
+            plain = kind.is_plain(values)
+        except (TypeError, ValueError, IndexError, KeyError):
+            plain = False  # of another form altogether: the checks say which field is wrong, if any is
+        if plain:
+            return kind.type._make(values)  # type: ignore[no-any-return]
     if not all(map(call, kind.checks, values)):
         raise ProtocolError(f"{kind.type.__name__}.{_wrong_field(kind, values)} is not what the protocol allows")
     message: Message = kind.type._make(values)

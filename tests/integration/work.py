@@ -341,3 +341,22 @@ def log_and_work(path: str, number: int) -> int:
     append(path, str(number))
     time.sleep(0.001)
     return number
+
+
+def announce_and_hold(path: str) -> None:
+    hold_the_interpreter(path, 3600)
+
+
+def announce_and_ignore_all(path: str) -> None:
+    """A call that does not let itself be ended: it catches whatever is raised, and every signal that can be caught."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    announced = False
+    while True:
+        try:
+            if not announced:
+                announce(path)
+                announced = True
+            time.sleep(3600)
+        except BaseException:
+            continue

@@ -46,7 +46,7 @@ class Checker:
         self.unexpected_losses: list[str] = []
         self.closed = False
         self._orders = 0
-        self._last_ordered: dict[tuple[int, int], int] = {}
+        self._last_ordered: dict[tuple[int, int, bool], int] = {}
 
     def _complain(self, promise: int | str, text: str) -> None:
         raise Violation(promise, f"at {self.world.now:.6f} s: {text}")
@@ -105,7 +105,7 @@ class Checker:
             self._complain(3, f"{spec} was cancelled in its queue and starts on worker {worker.id}")
         if spec.outcome is not None and isinstance(spec.outcome[1], WorkerLost) and not spec.outcome[1].maybe_executed:
             self._complain(2, f"{spec} was said never to have started, and starts on worker {worker.id}")
-        if isinstance(spec.outcome, tuple) and isinstance(spec.outcome[1], Unschedulable | Overloaded):
+        if spec.at_most_once and spec.outcome is not None and isinstance(spec.outcome[1], Unschedulable | Overloaded):
             self._complain(2, f"{spec} was refused, and starts on worker {worker.id}")
         if spec.starts:
             if spec.at_most_once:
@@ -122,7 +122,7 @@ class Checker:
             self._complain(8, f"{spec} starts on worker {worker.id}")
         spec.starts.append(start)
         if ordered:
-            key = (worker.id, spec.options.priority)
+            key = (worker.id, spec.options.priority, spec.parent is None)
             if self._last_ordered.get(key, 0) > spec.order:
                 self._complain(8, f"{spec} starts on worker {worker.id} after a call that was submitted later")
             self._last_ordered[key] = spec.order
@@ -175,7 +175,8 @@ class Checker:
             heard = self.heard[name]
             silent_s = self.world.now - heard - self._frozen_s(heard)
             timeout_s = self.cluster.settings.heartbeat_timeout_s
-            if silent_s < timeout_s - self.cluster.settings.heartbeat_interval_s / 2:
+            frozen = 1 + sum(1 for _, until in self.manager_froze if until > heard)  # each costs the node up to a tick and a half
+            if silent_s < timeout_s - frozen * 0.75 * self.cluster.settings.heartbeat_interval_s:
                 self._complain(4, f"node {name} is declared lost after {silent_s:.2f} s of silence")
 
     def _frozen_s(self, since: float) -> float:

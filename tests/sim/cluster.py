@@ -120,6 +120,7 @@ class Cluster:
             return refusal
 
         cast(Any, self.core).submit = watched
+        self._launchers = 0
         self._next_call = 1
         self._flush_due = False
         self._performing = False
@@ -147,6 +148,10 @@ class Cluster:
     def _flush_soon(self) -> None:
         self._flush_due = False
         self.flush()
+
+    def after_input(self) -> None:
+        if self.core.has_work:
+            self.flush()
 
     def flush(self) -> None:
         self.core.assign(self.world.now)
@@ -321,7 +326,8 @@ class Cluster:
         self.perform()
 
     def set_launching(self, launching: bool) -> None:
-        self.core.set_launching(launching)
+        self._launchers += 1 if launching else -1
+        self.core.set_launching(self._launchers > 0)
         self.perform()
 
     def close(self) -> None:

@@ -38,6 +38,7 @@ class Faults:
             "freeze_node": 2,
             "freeze_worker": 2,
             "freeze_manager": 1,
+            "freeze_manager_and_power_off": 1,
             "stall_cable": 2,
             "power_off": 1,
             "terminate": 1,
@@ -167,6 +168,13 @@ class Faults:
     def _thaw_manager(self) -> None:
         self.world.say("fault", "thaws the manager")
         self.world.clock.thaw(self.cluster.process, self.world.rng)
+
+    def freeze_manager_and_power_off(self) -> None:
+        """A node dies soon after the manager thaws: what the manager missed must not make it patient with the dead."""
+        if not self.cluster.process.frozen:
+            self.freeze_manager()
+            _, until = self.cluster.checker.manager_froze[-1]
+            self._end_after(until - self.world.now + self.world.rng.random(), "power_off")
 
     def power_off(self) -> None:
         agent = self._agent()

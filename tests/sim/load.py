@@ -80,7 +80,7 @@ class Spec:
     kind: FunctionKind
     steps: list[Step]
     end: str
-    """ok, error, crash (its worker dies) or post_crash (its worker dies before the result is sent)."""
+    """ok, error, or how its worker dies: crash, post_crash (before the result is sent), flush_crash (as soon as it is sent)."""
     options: CallOptions
     items: int = 1
     depth: int = 0
@@ -174,7 +174,7 @@ class Load:
         kind = self._kind()
         end = rng.choices(("ok", "error"), (10, 1))[0]
         if self.crashes and rng.random() < 0.06:
-            end = rng.choice(("crash", "crash", "post_crash"))
+            end = rng.choice(("crash", "crash", "post_crash", "flush_crash"))
         spec = Spec(len(self.specs) + 1, kind, [], end, self._options(known, parent is not None), depth=depth, parent=parent)
         self.specs.append(spec)
         if self.chunks and not kind.name.startswith("outer") and rng.random() < 0.2:

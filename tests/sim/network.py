@@ -463,6 +463,8 @@ class Listener:
         return connection
 
     def items_arrived(self, connection: Connection, items: list[tuple[int, Frame]]) -> None:
+        if connection.ends[0].closed:
+            return  # who does not wait any more would not have passed the gate
         hello = items[0][1].message
         assert isinstance(hello, Hello)
         refused = Refused("closing", "the cluster is closing", "", "") if self.closed else self._greet(connection, hello)

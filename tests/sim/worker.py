@@ -293,6 +293,9 @@ class SimWorker:
         if end == "post_crash":
             run.start.crashed = True
             self.die("killed by signal 11 after the call")
+        if end == "flush_crash":
+            self._flush()
+            self.die("killed by signal 11 as its result was sent")
 
     def _finish(self, run: Run, status: int) -> None:
         if run.timer is not None:
