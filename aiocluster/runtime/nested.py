@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -21,12 +21,14 @@ from aiocluster.runtime import current
 from aiocluster.runtime.executor import Executor
 from aiocluster.runtime.futures import Future, gather_by_worker
 from aiocluster.wire.functions import CapturedFunction, FunctionCapture
-from aiocluster.wire.messages import Answer, Ask, CancelCalls, Functions, Message, Mode, Outcomes, Submit
+from aiocluster.wire.messages import Answer, Ask, CancelCalls, DropFunctions, Functions, Message, Mode, Outcomes, Submit
 from aiocluster.wire.payloads import pack, unpack_error
 
 __all__ = ["BlockingFuture", "NestedBackend"]
 
 T = TypeVar("T")
+
+FUNCTIONS_KEPT = 1024
 
 
 class NestedCall:
@@ -102,7 +104,9 @@ class NestedBackend:
         self._executor = executor
         self._send = send
         self._capture = FunctionCapture()
-        self._functions: dict[bytes, int] = {}
+        self._functions: OrderedDict[bytes, int] = OrderedDict()
+        """Numbers of the functions that the manager has been sent, by hash, the longest unused first."""
+        self._next_function = 1
         self._next_id = 1
         self._id_lock = threading.Lock()
         self._calls: dict[int, NestedCall] = {}
@@ -360,10 +364,13 @@ class NestedBackend:
         new: list[CapturedFunction] = []
         ids: list[int] = []
         for call in calls:
-            if call.function.hash not in self._functions:
-                self._functions[call.function.hash] = len(self._functions) + 1
+            if call.function.hash in self._functions:
+                self._functions.move_to_end(call.function.hash)
+            else:
+                self._functions[call.function.hash] = self._next_function
                 new.append(call.function)
-                ids.append(self._functions[call.function.hash])
+                ids.append(self._next_function)
+                self._next_function += 1
         if new:
             self._send(
                 Functions(ids, [one.hash for one in new], [one.payload for one in new], [one.name for one in new]), ()
@@ -381,6 +388,9 @@ class NestedBackend:
         for call in calls:
             call.payload, call.buffers = b"", ()
         self._send(message, buffers)
+        if len(self._functions) > FUNCTIONS_KEPT:  # closures made anew for every call have no end
+            gone = [self._functions.popitem(last=False)[1] for _ in range(len(self._functions) - FUNCTIONS_KEPT)]
+            self._send(DropFunctions(gone), ())
 
 
 def _option_row(options: CallOptions) -> dict[str, Any]:
