@@ -42,6 +42,11 @@ class Fifos:
         return path
 
     @staticmethod
+    def release(path: str) -> None:
+        """Let a call go on that waits until the fifo has been opened for writing."""
+        open(path, "w").close()
+
+    @staticmethod
     async def read(path: str) -> str:
         """What a call writes into the fifo, when it has."""
         loop = asyncio.get_running_loop()
@@ -62,6 +67,16 @@ class Fifos:
 @pytest.fixture
 def fifos(tmp_path: Path) -> Fifos:
     return Fifos(tmp_path)
+
+
+def lines_of(log: str | Path) -> list[str]:
+    """What calls have appended to the file, in their order; nothing if there is no file."""
+    path = Path(log)
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def numbers_in(log: str | Path) -> list[int]:
+    return [int(line) for line in lines_of(log)]
 
 
 async def event_of(cluster: Cluster, wanted: Callable[[Event], bool]) -> Event:

@@ -22,22 +22,6 @@ def nothing_was_lost(cluster: Cluster) -> bool:
     return {event.kind for event in cluster.events()} == {"node_joined", "worker_joined"}
 
 
-async def test_a_call_that_holds_the_interpreter_is_not_killed(impatient: Cluster, fifos: Fifos) -> None:
-    begun = fifos.new()
-    future = impatient.submit(work.hold_the_interpreter, begun, 3)
-    await fifos.read(begun)
-    behind = impatient.submit(work.own_id)
-    assert await future == 1
-    assert await behind == 1
-    assert nothing_was_lost(impatient)
-
-
-async def test_an_async_call_that_blocks_its_loop_is_not_killed(impatient: Cluster) -> None:
-    assert await impatient.submit(work.block_the_loop(2.5)) == 1
-    assert await impatient.submit(work.own_id) == 1
-    assert nothing_was_lost(impatient)
-
-
 async def test_a_call_that_holds_the_interpreter_on_the_loop_is_not_killed(impatient: Cluster, fifos: Fifos) -> None:
     begun = fifos.new()
 
@@ -63,12 +47,3 @@ async def test_a_busy_worker_hinders_no_other(fifos: Fifos) -> None:
         assert not future.done()
         assert await future == future.worker_id
         assert nothing_was_lost(cluster)
-
-
-@pytest.mark.slow  # half a minute is the point: three times the default heartbeat timeout
-async def test_the_interpreter_may_be_held_for_30_s_under_the_default_timeout(single: Cluster, fifos: Fifos) -> None:
-    begun = fifos.new()
-    future = single.submit(work.hold_the_interpreter, begun, 30)
-    await fifos.read(begun)
-    assert await future == 1
-    assert nothing_was_lost(single)

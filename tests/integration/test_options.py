@@ -158,7 +158,7 @@ async def test_waiting_calls_of_a_higher_priority_go_first(single: Cluster, fifo
     for number in range(30):
         priority = number % 3 - 1
         futures.append(single.options(priority=priority).submit(work.log_call, str(log), number))
-    Path(go_on).open("w").close()
+    fifos.release(go_on)
     await asyncio.gather(running, *futures)
     ran = [int(number) for number in log.read_text().split()]
     assert ran == [*range(2, 30, 3), *range(1, 30, 3), *range(0, 30, 3)]

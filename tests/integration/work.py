@@ -291,7 +291,7 @@ async def meet(count: int) -> int:
     """Return when so many calls are here at the same time: the place in which this one came."""
     Crowd.now += 1
     place = Crowd.now
-    while Crowd.now < count:
+    while Crowd.now < count:  # noqa: ASYNC110  # calls share nothing but their module
         await asyncio.sleep(0.001)
     return place
 
@@ -336,13 +336,6 @@ def hold_without_a_word(seconds: int) -> int:
     return get_worker().id
 
 
-def log_and_work(path: str, number: int) -> int:
-    """Long enough for a thousand of them to outlast the start of a few workers."""
-    append(path, str(number))
-    time.sleep(0.001)
-    return number
-
-
 def announce_and_hold(path: str) -> None:
     hold_the_interpreter(path, 3600)
 
@@ -358,5 +351,24 @@ def announce_and_ignore_all(path: str) -> None:
                 announce(path)
                 announced = True
             time.sleep(3600)
-        except BaseException:
+        except BaseException:  # noqa: S112  # the call that nobody should write
+            continue
+
+
+def announce_and_ignore_cancel(path: str) -> None:
+    """Sleeps on, whatever is raised into it."""
+    announce(path)
+    while True:
+        try:
+            time.sleep(3600)
+        except asyncio.CancelledError:
+            continue
+
+
+async def async_announce_and_ignore_cancel(path: str) -> None:
+    await asyncio.to_thread(announce, path)
+    while True:
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
             continue
