@@ -154,9 +154,7 @@ class Calling:
             progress=progress,
         )
 
-    async def everywhere(
-        self, fn: Callable[..., Any], /, *args: Any, on_join: bool = False, **kwargs: Any
-    ) -> dict[int, Any]:
+    async def everywhere(self, fn: Callable[..., Any], /, *args: Any, on_join: bool = False, **kwargs: Any) -> dict[int, Any]:
         """Call `fn` once on every worker that takes calls, and give the results by worker id.
 
         Args:

@@ -60,7 +60,7 @@ class Worker(Calling):
 
     @property
     def state(self) -> str:
-        """"starting", "joining", "ready", "draining" or "gone"."""
+        """ "starting", "joining", "ready", "draining" or "gone"."""
         return self._record.state.value
 
     @property
@@ -160,9 +160,7 @@ class Opening:
         self._cluster = await self._start()
         return self._cluster
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         assert self._cluster is not None
         await self._cluster.close()
 
@@ -410,9 +408,7 @@ class Cluster(Calling):
             raise ClusterClosed
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         await self.close()
 
     def __repr__(self) -> str:

@@ -21,19 +21,49 @@ def _setting(default: float, variable: str, about: str) -> Any:
 class Settings:
     """The figures by which one cluster lives; every one is validated when the object is made."""
 
-    heartbeat_interval_s: float = _setting(2.0, "AIOCLUSTER_HEARTBEAT_INTERVAL", "seconds between two heartbeats of a node: five fit into the timeout")
-    heartbeat_timeout_s: float = _setting(10.0, "AIOCLUSTER_HEARTBEAT_TIMEOUT", "seconds of silence after which a node is declared lost; shorter would take pauses of 5 s for deaths")
-    orphan_timeout_s: float = _setting(60.0, "AIOCLUSTER_ORPHAN_TIMEOUT", "seconds of silence of the manager after which a node ends itself")
-    launch_timeout_s: float = _setting(60.0, "AIOCLUSTER_LAUNCH_TIMEOUT", "seconds for the minimum of workers to join on this machine")
-    close_grace_s: float = _setting(5.0, "AIOCLUSTER_CLOSE_GRACE", "seconds that a process gets to end by itself before it is killed")
-    window_s: float = _setting(0.002, "AIOCLUSTER_WINDOW", "seconds of measured work sent ahead to one worker: hides a round trip, and leaves little behind a slow call")
-    window_calls: int = _setting(4096, "AIOCLUSTER_WINDOW_CALLS", "calls sent ahead to one worker at most, however short they are")
-    window_bytes: int = _setting(64 * 2**20, "AIOCLUSTER_WINDOW_BYTES", "bytes of arguments sent ahead to one worker at most (a larger call travels alone)")
+    heartbeat_interval_s: float = _setting(
+        2.0, "AIOCLUSTER_HEARTBEAT_INTERVAL", "seconds between two heartbeats of a node: five fit into the timeout"
+    )
+    heartbeat_timeout_s: float = _setting(
+        10.0,
+        "AIOCLUSTER_HEARTBEAT_TIMEOUT",
+        "seconds of silence after which a node is declared lost; shorter would take pauses of 5 s for deaths",
+    )
+    orphan_timeout_s: float = _setting(
+        60.0, "AIOCLUSTER_ORPHAN_TIMEOUT", "seconds of silence of the manager after which a node ends itself"
+    )
+    launch_timeout_s: float = _setting(
+        60.0, "AIOCLUSTER_LAUNCH_TIMEOUT", "seconds for the minimum of workers to join on this machine"
+    )
+    close_grace_s: float = _setting(
+        5.0, "AIOCLUSTER_CLOSE_GRACE", "seconds that a process gets to end by itself before it is killed"
+    )
+    window_s: float = _setting(
+        0.002,
+        "AIOCLUSTER_WINDOW",
+        "seconds of measured work sent ahead to one worker: hides a round trip, and leaves little behind a slow call",
+    )
+    window_calls: int = _setting(
+        4096, "AIOCLUSTER_WINDOW_CALLS", "calls sent ahead to one worker at most, however short they are"
+    )
+    window_bytes: int = _setting(
+        64 * 2**20, "AIOCLUSTER_WINDOW_BYTES", "bytes of arguments sent ahead to one worker at most (a larger call travels alone)"
+    )
     async_calls: int = _setting(1000, "AIOCLUSTER_ASYNC_CALLS", "`async def` calls that run at once on one worker")
-    max_pending_calls: int = _setting(2_000_000, "AIOCLUSTER_MAX_PENDING_CALLS", "calls that may wait or run; one more ends in Overloaded")
-    max_pending_bytes: int = _setting(4 * 2**30, "AIOCLUSTER_MAX_PENDING_BYTES", "bytes of arguments that may wait or run; more ends in Overloaded")
-    adapt_idle_s: float = _setting(5.0, "AIOCLUSTER_ADAPT_IDLE", "seconds without enough work after which `adapt` retires workers; starting one again costs less")
-    output_lines: int = _setting(20_000, "AIOCLUSTER_OUTPUT_LINES", "lines of workers' output that the manager keeps for `Future.logs`")
+    max_pending_calls: int = _setting(
+        2_000_000, "AIOCLUSTER_MAX_PENDING_CALLS", "calls that may wait or run; one more ends in Overloaded"
+    )
+    max_pending_bytes: int = _setting(
+        4 * 2**30, "AIOCLUSTER_MAX_PENDING_BYTES", "bytes of arguments that may wait or run; more ends in Overloaded"
+    )
+    adapt_idle_s: float = _setting(
+        5.0,
+        "AIOCLUSTER_ADAPT_IDLE",
+        "seconds without enough work after which `adapt` retires workers; starting one again costs less",
+    )
+    output_lines: int = _setting(
+        20_000, "AIOCLUSTER_OUTPUT_LINES", "lines of workers' output that the manager keeps for `Future.logs`"
+    )
 
     def __post_init__(self) -> None:
         for item in fields(self):

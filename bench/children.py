@@ -84,9 +84,7 @@ async def _failure(process: asyncio.subprocess.Process, what: str) -> ChildFaile
     said = b""
     with contextlib.suppress(TimeoutError):
         said = await asyncio.wait_for(process.stderr.read(), _GRACE_S)
-    return ChildFailed(
-        f"{what} failed (exit code {process.returncode}): {said.decode(errors='replace')[-2000:].strip()}"
-    )
+    return ChildFailed(f"{what} failed (exit code {process.returncode}): {said.decode(errors='replace')[-2000:].strip()}")
 
 
 async def run_fresh(what: str, **arguments: Any) -> dict[str, float]:

@@ -61,12 +61,8 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--list", action="store_true", help="say which workloads there are, and what they measure")
     made.add_argument("--rounds", type=_rounds, metavar="N", help="rounds that count (default: 5; with --quick 2)")
-    made.add_argument(
-        "--warm-ups", type=_warm_ups, default=1, metavar="N", help="rounds that do not count (default: 1)"
-    )
-    made.add_argument(
-        "--quick", action="store_true", help="a tenth of the size and 2 rounds: shows that it works, no more"
-    )
+    made.add_argument("--warm-ups", type=_warm_ups, default=1, metavar="N", help="rounds that do not count (default: 1)")
+    made.add_argument("--quick", action="store_true", help="a tenth of the size and 2 rounds: shows that it works, no more")
     made.add_argument("--limit-only", action="store_true", help="measure only what this machine can reach")
     made.add_argument("--json", type=Path, metavar="FILE", help="also write everything as JSON ('-': standard output)")
     made.add_argument("--check", action="store_true", help=f"exit with {EXIT_MISSED} if a target is missed")
@@ -92,11 +88,7 @@ def _print_list() -> None:
         print(f"    against   {workload.against}")
         for metric in workload.metrics:
             if metric.target is not None:
-                bound = (
-                    f"{metric.target:g} x the limit"
-                    if metric.kind.value == "ratio"
-                    else f"{metric.target:g} {metric.unit}"
-                )
+                bound = f"{metric.target:g} x the limit" if metric.kind.value == "ratio" else f"{metric.target:g} {metric.unit}"
                 print(f"    target    {metric.key}: at most {bound}")
 
 

@@ -33,9 +33,7 @@ def _column(rounds: Sequence[Mapping[str, float]], key: str) -> list[float]:
 
 def missed(outcomes: Sequence[Outcome]) -> list[str]:
     """The metrics that missed their targets."""
-    return [
-        _name(outcome, metric) for outcome in outcomes for metric, verdict in scores(outcome) if verdict.met is False
-    ]
+    return [_name(outcome, metric) for outcome in outcomes for metric, verdict in scores(outcome) if verdict.met is False]
 
 
 def failed(outcomes: Sequence[Outcome]) -> list[str]:

@@ -335,7 +335,9 @@ class Coordinator:
             silent_s = now - node.last_heard
             if node.is_up and silent_s >= self.settings.heartbeat_timeout_s:
                 how = "silent" if node.link_up else "cut off"
-                self.lose_node(node.name, f"{how} for {silent_s:.1f} s (heartbeat_timeout {self.settings.heartbeat_timeout_s:g} s)", now)
+                self.lose_node(
+                    node.name, f"{how} for {silent_s:.1f} s (heartbeat_timeout {self.settings.heartbeat_timeout_s:g} s)", now
+                )
         for record in list(self.roster.workers.values()):
             if record.settle_at is not None and now >= record.settle_at:
                 verdict = record.verdict

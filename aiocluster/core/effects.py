@@ -98,14 +98,4 @@ class PublishEvent(NamedTuple):
     event: Event
 
 
-Effect = (
-    SendToNode
-    | SendToWorker
-    | DropNode
-    | DropWorker
-    | ReleaseNode
-    | ResolveCalls
-    | EndCall
-    | RunJoinCalls
-    | PublishEvent
-)
+Effect = SendToNode | SendToWorker | DropNode | DropWorker | ReleaseNode | ResolveCalls | EndCall | RunJoinCalls | PublishEvent

@@ -74,7 +74,9 @@ class Inbox:
                 serial += 1
             _attach(arrived, message, buffers)
         else:
-            arrived = [ArrivedCall(id, serial + n, function, mode, payload) for n, (id, function, mode, payload) in enumerate(rows)]
+            arrived = [
+                ArrivedCall(id, serial + n, function, mode, payload) for n, (id, function, mode, payload) in enumerate(rows)
+            ]
         for call in arrived:
             held[call.id] = call
             if not call.mode & ASYNC or (call.mode & ORDERED and waiting):

@@ -26,9 +26,7 @@ class Pool:
 
     __slots__ = ("demand", "kind", "members", "placement", "queue", "wakes", "workers")
 
-    def __init__(
-        self, kind: LaneKind, workers: frozenset[int] | None, demand: Demand, wakes: dict[Pool | OwnPool, None]
-    ) -> None:
+    def __init__(self, kind: LaneKind, workers: frozenset[int] | None, demand: Demand, wakes: dict[Pool | OwnPool, None]) -> None:
         self.kind = kind
         self.workers = workers
         self.demand = demand

@@ -17,9 +17,7 @@ __all__ = ["answer", "workers_snapshot"]
 
 def workers_snapshot(manager: Manager) -> list[list[Any]]:
     """Rows of id, node, host and pid of the workers that take calls."""
-    return [
-        [record.id, record.node.name, record.node.host, record.pid] for record in manager.core.roster.ready()
-    ]
+    return [[record.id, record.node.name, record.node.host, record.pid] for record in manager.core.roster.ready()]
 
 
 async def answer(manager: Manager, worker_id: int, question: Ask) -> None:

@@ -100,9 +100,7 @@ class Executor:
             signal.pthread_kill(runner.thread_id, INTERRUPT_SIGNAL)
         elif runner.interruptible:
             # Reaches Python code only: a stand-in that blocks in C goes on until it returns.
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                ctypes.c_ulong(runner.thread_id), ctypes.py_object(asyncio.CancelledError)
-            )
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(runner.thread_id), ctypes.py_object(asyncio.CancelledError))
 
     # --- from the executing threads --------------------------------------------------------------------------------------
 

@@ -196,9 +196,7 @@ class Invoker:
         self._slots[SYNC_FINISHED] = call.serial
 
 
-async def _item(
-    call: ArrivedCall, function: Callable[..., Any], item: Any, index: int, errors: dict[int, bytes]
-) -> Any:
+async def _item(call: ArrivedCall, function: Callable[..., Any], item: Any, index: int, errors: dict[int, bytes]) -> Any:
     """One item of an async chunk. No exception leaves it but the cancelling of the chunk."""
     try:
         return await (function(*item) if call.mode & STAR else function(item))

@@ -68,9 +68,7 @@ class JoinCalls:
 
     def call_on(self, worker_id: int, call: JoinCall) -> Future[Any]:
         """Make the call on that worker."""
-        options = CallOptions(
-            timeout_s=call.options.timeout_s, workers=frozenset((worker_id,)), name=call.options.name
-        )
+        options = CallOptions(timeout_s=call.options.timeout_s, workers=frozenset((worker_id,)), name=call.options.name)
         manager = self._manager
         future: Future[Any] = Future(manager, loop=manager.loop)
         deadline = None if options.timeout_s is None else manager.loop.time() + options.timeout_s

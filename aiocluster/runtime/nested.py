@@ -136,9 +136,7 @@ class NestedBackend:
         except Exception as error:
             self._soon(future.fail, error)
             return future
-        future._call = self.send(
-            function, payload, buffers, options, future, mode=0, items=1, deadline=None, kills=0
-        )
+        future._call = self.send(function, payload, buffers, options, future, mode=0, items=1, deadline=None, kills=0)
         return future
 
     def capture(self, fn: Callable[..., Any]) -> CapturedFunction:
@@ -372,9 +370,7 @@ class NestedBackend:
                 ids.append(self._next_function)
                 self._next_function += 1
         if new:
-            self._send(
-                Functions(ids, [one.hash for one in new], [one.payload for one in new], [one.name for one in new]), ()
-            )
+            self._send(Functions(ids, [one.hash for one in new], [one.payload for one in new], [one.name for one in new]), ())
         message = Submit(
             [call.id for call in calls],
             [call.parent for call in calls],

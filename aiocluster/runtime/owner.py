@@ -96,9 +96,7 @@ class Owner:
 
     # --- launching -----------------------------------------------------------------------------------------------------------
 
-    async def launch(
-        self, launcher: Launcher, n: WorkerCount, *, timeout: float | None, resources: Mapping[str, float]
-    ) -> None:
+    async def launch(self, launcher: Launcher, n: WorkerCount, *, timeout: float | None, resources: Mapping[str, float]) -> None:
         """Start nodes for `n` workers and wait until they have joined; see `Cluster.start`."""
         minimum, maximum = _bounds(n)
         if self.closed:
@@ -144,17 +142,13 @@ class Owner:
         self._node_numbers[launcher.name] = number
         return f"{launcher.name}-{number}"
 
-    async def _wait_for_join(
-        self, names: list[str], minimum: int, maximum: int, timeout: float, launcher: Launcher
-    ) -> None:
+    async def _wait_for_join(self, names: list[str], minimum: int, maximum: int, timeout: float, launcher: Launcher) -> None:
         roster = self.manager.core.roster
         deadline = self.manager.loop.time() + timeout
         while True:
             nodes = [roster.nodes[name] for name in names]
             possible = sum(node.wanted for node in nodes if node.state is not NodeState.GONE)
-            joined = sum(
-                1 for node in nodes for record in node.workers.values() if record.state is WorkerState.READY
-            )
+            joined = sum(1 for node in nodes for record in node.workers.values() if record.state is WorkerState.READY)
             if joined >= maximum:
                 return
             if possible < minimum:
@@ -172,8 +166,7 @@ class Owner:
                     logger.warning("only %d of %d workers joined within %g s; the rest may join later", joined, maximum, timeout)
                     return
                 raise LaunchError(
-                    f"only {joined} of at least {minimum} workers joined within {timeout:g} s; "
-                    "a larger timeout= waits longer"
+                    f"only {joined} of at least {minimum} workers joined within {timeout:g} s; a larger timeout= waits longer"
                 ) from None
 
     def _reports(self, names: list[str], launcher: Launcher) -> list[NodeReport]:
@@ -181,9 +174,7 @@ class Owner:
         reports = []
         for name in names:
             node = self.manager.core.roster.nodes[name]
-            reports.append(
-                NodeReport(name, node.state.value, now - node.since, node.reason, tuple(launcher.last_lines(name)))
-            )
+            reports.append(NodeReport(name, node.state.value, now - node.since, node.reason, tuple(launcher.last_lines(name))))
         return reports
 
     async def _abandon(self, names: list[str], launcher: Launcher) -> None:

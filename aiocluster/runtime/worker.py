@@ -122,9 +122,7 @@ class Worker:
         """Run the loop until the process ends."""
         self._loop = loop = _new_loop()
         asyncio.set_event_loop(loop)
-        self._nested = current.backend = NestedBackend(
-            loop, self.executor, self._send, self._spec.cluster_id
-        )
+        self._nested = current.backend = NestedBackend(loop, self.executor, self._send, self._spec.cluster_id)
         task = loop.create_task(self._join(), name="aiocluster join")
         while True:
             try:

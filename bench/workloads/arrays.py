@@ -82,9 +82,5 @@ def _workload(name: str, measures: str, target: float, shape: Callable[[Plan], t
     )
 
 
-ARRAY100 = _workload(
-    "array100", "one 100 MB numpy array there and back", 1.2, lambda plan: (1, plan.size(100, 10) * MB)
-)
-ARRAYS200 = _workload(
-    "arrays200", "200 numpy arrays of 1 MB there and back, at once", 1.6, lambda plan: (plan.size(200, 20), MB)
-)
+ARRAY100 = _workload("array100", "one 100 MB numpy array there and back", 1.2, lambda plan: (1, plan.size(100, 10) * MB))
+ARRAYS200 = _workload("arrays200", "200 numpy arrays of 1 MB there and back, at once", 1.6, lambda plan: (plan.size(200, 20), MB))
