@@ -6,9 +6,10 @@ import argparse
 import sys
 import time
 import traceback
+from collections.abc import Callable
 
 from .clock import Violation
-from .run import Run, simulate
+from .run import simulate
 
 
 def main() -> int:
@@ -53,14 +54,14 @@ def _tell(seed: int, violation: Violation) -> None:
 
 
 def _replay(seed: int, trace: bool) -> int:
-    write = (lambda line: print(line)) if trace else None
-    run: Run
+    write: Callable[[str], None] | None = print if trace else None
     try:
         run = simulate(seed, write)
     except Violation as violation:
         _tell(seed, violation)
         return 1
-    print(f"seed {seed} passed ({len(run.checker.by_call)} calls, {run.world.clock.events} events, {run.world.now:.1f} s of virtual time)")
+    clock = run.world.clock
+    print(f"seed {seed} passed ({len(run.checker.by_call)} calls, {clock.events} events, {clock.now:.1f} s of virtual time)")
     return 0
 
 

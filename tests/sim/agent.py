@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, assert_never
 
-from aiocluster.core.supervisor import EndNode, ForkWorker, KillProcess, Send, Supervisor, SupervisorLimits
 from aiocluster.core.supervisor import Effect as SupervisorEffect
+from aiocluster.core.supervisor import EndNode, ForkWorker, KillProcess, Send, Supervisor, SupervisorLimits
 from aiocluster.wire import messages as wire
 from aiocluster.wire.frames import Frame
 
@@ -167,9 +167,7 @@ class SimAgent:
     def _reaped(self, worker: SimWorker, cause: str) -> None:
         self.workers.pop(worker.id, None)
         self._look_who_joined()
-        effects = self.supervisor.exited(
-            worker.id, cause, worker.reading(), last_lines=["last words"], now=self.world.now
-        )
+        effects = self.supervisor.exited(worker.id, cause, worker.reading(), last_lines=["last words"], now=self.world.now)
         self._perform(effects)
 
     # --- the machine -----------------------------------------------------------------------------------------------------

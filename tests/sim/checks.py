@@ -63,7 +63,8 @@ class Checker:
         if not call.origin:
             self.open_roots[spec] = None
         if self.world.tracing:
-            self.world.say(f"w{call.origin}" if call.origin else "program", f"submits {spec} as {call.id}, deadline {call.deadline}")
+            who = f"w{call.origin}" if call.origin else "program"
+            self.world.say(who, f"submits {spec} as {call.id}, deadline {call.deadline}")
 
     def nested_submitted(self, spec: Spec, call: Call) -> None:
         """The manager takes in a nested call: it must have the deadline of the call around it, at the latest."""
@@ -83,7 +84,8 @@ class Checker:
     def cancelled(self, spec: Spec, call: Call) -> None:
         if self.world.tracing:
             self.world.say("program", f"cancels {spec}")
-        spec.withdrawn = call.state is CallState.WAITING
+        # One that may run again can be on a lost worker still, which starts it when it thaws; nobody hears of that.
+        spec.withdrawn = call.state is CallState.WAITING and (spec.at_most_once or call.serial == 0)
         self._ended(spec, "cancelled by the program", None)
 
     def given_up(self, spec: Spec) -> None:
@@ -212,8 +214,6 @@ class Checker:
                 id, really = 0, 0
             if id != spec.id or really != worker_id:
                 self._complain(1, f"{spec} got a result of call {id} from worker {really}")
-        elif not self.closed and spec.call.origin == 0 and spec.call.deadline is not None:
-            pass
         self._ended(spec, kind, None)
 
     @staticmethod
@@ -265,8 +265,13 @@ class Checker:
         waited_behind = spec.kind.is_async and spec.options.workers is not None
         if report is not None and not here and not waited_behind:
             self._complain(2, f"{spec} never started on worker {error.worker_id}, whose recorder was read, and is lost with it")
-        if report is not None and not spec.kind.is_async and spec.items > 1 and error.items_started is not None and here and (
-            error.items_started != here[-1].items
+        if (
+            report is not None
+            and not spec.kind.is_async
+            and spec.items > 1
+            and error.items_started is not None
+            and here
+            and (error.items_started != here[-1].items)
         ):
             self._complain(2, f"{spec}: {here[-1].items} items had started, {error.items_started} are said to have")
         if spec.options.idempotent and spec.items == 1 and (spec.options.workers is None or len(spec.options.workers) > 1):
@@ -299,9 +304,9 @@ class Checker:
 
     def _look_at_place(self, place: Any) -> None:
         settings = self.cluster.settings
-        counts = {kind: 0 for kind in LaneKind}
+        counts = dict.fromkeys(LaneKind, 0)
         yielded = 0
-        loads = {kind: 0.0 for kind in LaneKind}
+        loads = dict.fromkeys(LaneKind, 0.0)
         size = 0
         used: dict[str, float] = {}
         for call in place.inflight.values():
@@ -323,12 +328,15 @@ class Checker:
                     f"there are {counts[lane.kind]}, {yielded} yielded",
                 )
             if abs(lane.load - loads[lane.kind]) > 1e-6:
-                self._complain("bookkeeping", f"lane {lane.kind.name} of worker {place.id} has the load {lane.load}, not {loads[lane.kind]}")
+                self._complain(
+                    "bookkeeping", f"lane {lane.kind.name} of worker {place.id} has the load {lane.load}, not {loads[lane.kind]}"
+                )
         if place.bytes != size:
             self._complain("bookkeeping", f"worker {place.id} holds {size} bytes and counts {place.bytes}")
         for name, amount in place.resources.items():
-            if abs(place.free[name] + used.get(name, 0.0) - amount) > 1e-9:
-                self._complain("bookkeeping", f"worker {place.id} has {place.free[name]} of {name} free, {used.get(name, 0.0)} used, of {amount}")
+            free, taken = place.free[name], used.get(name, 0.0)
+            if abs(free + taken - amount) > EPSILON:
+                self._complain("bookkeeping", f"worker {place.id} has {free} of {name} free, {taken} used, of {amount}")
         if counts[LaneKind.ASYNC] > settings.async_calls:
             self._complain(10, f"worker {place.id} holds {counts[LaneKind.ASYNC]} async calls")
         nested = sum(1 for call in place.inflight.values() if call.lane.kind is LaneKind.SYNC and self._has_waited(call))
@@ -362,13 +370,15 @@ class Checker:
         dispatch = core.dispatch
         self.look()
         if dispatch.pending_calls or dispatch.pending_bytes:
-            self._complain("bookkeeping", f"{dispatch.pending_calls} calls with {dispatch.pending_bytes} bytes pending when all have ended")
+            what = f"{dispatch.pending_calls} calls with {dispatch.pending_bytes} bytes"
+            self._complain("bookkeeping", f"{what} are pending when all have ended")
         for place in dispatch.places.values():
             if place.inflight or place.outbox or place.own.queue or place.bytes:
                 self._complain("bookkeeping", f"worker {place.id} still holds {place.inflight}")
             for lane in place.lanes:
-                if lane.count or lane.yielded or lane.load > 1e-9:
-                    self._complain("bookkeeping", f"lane {lane.kind.name} of worker {place.id}: {lane.count}, {lane.yielded}, {lane.load}")
+                if lane.count or lane.yielded or lane.load > EPSILON:
+                    what = f"{lane.count} calls, {lane.yielded} yielded, load {lane.load}"
+                    self._complain("bookkeeping", f"lane {lane.kind.name} of worker {place.id} has {what}")
         for pool in dispatch._pools.values():
             if pool.queue:
                 self._complain("bookkeeping", "a pool still has calls")
@@ -397,9 +407,8 @@ class Checker:
     def over(self) -> None:
         """The cluster is closed and all its nodes have ended."""
         dispatch = self.cluster.core.dispatch
-        if dispatch.places or dispatch.pending_calls or dispatch.pending_bytes or dispatch._deadlines and any(
-            call.state is not CallState.ENDED for _, _, call in dispatch._deadlines
-        ):
+        waiting = any(call.state is not CallState.ENDED for _, _, call in dispatch._deadlines)
+        if dispatch.places or dispatch.pending_calls or dispatch.pending_bytes or waiting:
             self._complain("bookkeeping", f"after the end: {list(dispatch.places)}, {dispatch.pending_calls} calls pending")
         if self.cluster.core._nested:
             self._complain("bookkeeping", f"after the end: nested calls of {list(self.cluster.core._nested)}")

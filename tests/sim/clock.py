@@ -64,7 +64,7 @@ class Clock:
 
     def at(self, when: float, process: Process, action: Callable[..., None], *args: Any) -> Timer:
         timer = Timer(process, action, args)
-        self._push(when if when > self.now else self.now, timer)
+        self._push(max(when, self.now), timer)
         return timer
 
     def _push(self, when: float, timer: Timer) -> None:

@@ -26,12 +26,12 @@ from aiocluster.core.effects import (
 from aiocluster.core.roster import NodeState
 from aiocluster.errors import ClusterClosed
 from aiocluster.runtime.peers import NodePeer, WorkerPeer
-from aiocluster.wire.messages import CallStatus, Hello, Message, Mode
+from aiocluster.wire.messages import Hello, Message, Mode
 
 from .agent import SimAgent
 from .checks import Checker
-from .clock import Process, Timer, Violation, World
-from .load import BY_HASH, Load, Spec
+from .clock import Process, Timer, World
+from .load import Load, Spec
 from .network import Handler, Listener, SimLink
 
 __all__ = ["Cluster", "RootHandle"]
@@ -268,7 +268,8 @@ class Cluster:
         return PAYLOAD.pack(spec.id)
 
     def spec_of(self, payload: bytes) -> Spec:
-        return self.load.specs[PAYLOAD.unpack(payload)[0] - 1]
+        number: int = PAYLOAD.unpack(payload)[0]
+        return self.load.specs[number - 1]
 
     def result_of(self, spec: Spec, worker_id: int) -> bytes:
         return RESULT.pack(spec.id, worker_id)

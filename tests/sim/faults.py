@@ -197,7 +197,8 @@ class Faults:
         cluster, rng = self.cluster, self.world.rng
         ids = list(cluster.core.roster.workers)
         if ids:
-            self.world.after(0.0, cluster.process, self._retire, rng.choice(ids), rng.choice((0.0, 0.5, 5.0, float("inf"), float("inf"))))
+            grace_s = rng.choice((0.0, 0.5, 5.0, float("inf"), float("inf")))
+            self.world.after(0.0, cluster.process, self._retire, rng.choice(ids), grace_s)
 
     def _retire(self, worker_id: int, grace_s: float) -> None:
         self.world.say("program", f"retires worker {worker_id} with {grace_s} s of grace")

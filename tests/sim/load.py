@@ -198,7 +198,8 @@ class Load:
         if spec.parent is parent and not spec.made:
             spec.made = True
             return spec
-        again = Spec(len(self.specs) + 1, spec.kind, spec.steps, spec.end, spec.options, spec.items, spec.depth, spec.left_s, parent)
+        number = len(self.specs) + 1
+        again = Spec(number, spec.kind, spec.steps, spec.end, spec.options, spec.items, spec.depth, spec.left_s, parent)
         again.made = True
         self.specs.append(again)
         return again

@@ -430,7 +430,12 @@ class Dialler:
             self._timer.cancel()
             self._timer = None
         self._welcomed = True
-        self.link.attach(connection, answer.received, None)
+        try:
+            self.link.attach(connection, answer.received, None)
+        except ProtocolError as error:  # the answer came too late
+            connection.close(0)
+            self._give_up(error.reason)
+            return
         if len(items) > 1:
             self.link.items_arrived(connection, items[1:])
 
@@ -443,9 +448,7 @@ class Dialler:
 class Listener:
     """The manager's door: greets new links and resumes known ones."""
 
-    def __init__(
-        self, world: World, process: Process, accept: Callable[[Hello], Handler | str], resume_within_s: float
-    ) -> None:
+    def __init__(self, world: World, process: Process, accept: Callable[[Hello], Handler | str], resume_within_s: float) -> None:
         self.world = world
         self.process = process
         self.closed = False

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from aiocluster.errors import WorkerLost
+
 from .checks import Checker
 from .clock import Violation, World
 from .cluster import Cluster
 from .faults import Faults
-from .load import Spec
 
 __all__ = ["Run", "simulate"]
 
@@ -86,7 +87,7 @@ class Run:
             at = world.rng.random() * over
             self._until(lambda: world.now >= at and not cluster.process.frozen, LIMIT_S)
         else:
-            self._until(lambda: world.now >= over and self._bursts == 0 and self.faults.over and checker.all_ended(), world.now + LIMIT_S)
+            self._until(lambda: world.now >= over and self._all_done(), world.now + LIMIT_S)
             if world.clock.events > EVENTS:
                 raise Violation(1, f"{EVENTS} events, and no end: the last at {world.now:.3f} s")
             self._retry_chunks()
@@ -97,16 +98,17 @@ class Run:
             checker.quiet()
         self._close()
 
+    def _all_done(self) -> bool:
+        return self._bursts == 0 and self.faults.over and self.checker.all_ended()
+
     def _retry_chunks(self) -> None:
         """What never started of a chunk is sent again, as a map does: it must not have."""
-        from aiocluster.errors import WorkerLost
-
         cluster = self.cluster
         for spec in list(cluster.load.specs):
             error = None if spec.outcome is None else spec.outcome[1]
-            if isinstance(error, WorkerLost) and spec.parent is None and spec.items > 1 and error.items_started is not None:
-                if 0 < error.items_started < spec.items:
-                    cluster.submit(cluster.load.rest_of(spec, error.items_started))
+            started = error.items_started if isinstance(error, WorkerLost) else None
+            if spec.parent is None and started is not None and 0 < started < spec.items:
+                cluster.submit(cluster.load.rest_of(spec, started))
         self._until(self.checker.all_ended, self.world.now + LIMIT_S)
 
     def _close(self) -> None:
@@ -141,8 +143,3 @@ def simulate(seed: int, write: Callable[[str], None] | None = None) -> Run:
     except Exception as error:
         raise Violation("no exception leaves the core", f"at {run.world.now:.6f} s: {type(error).__name__}: {error}") from error
     return run
-
-
-def calls_of(run: Run) -> list[Spec]:
-    """All calls of a run that were made."""
-    return [spec for spec in run.cluster.load.specs if spec.call is not None]

@@ -386,11 +386,12 @@ class SimWorker:
         if new:
             self._sent_functions.update(kind.hash for kind in new)
             hashes = [kind.hash for kind in new]
-            self._send(wire.Functions([kinds.index(hash) + 1 for hash in hashes], hashes, [b"code"] * len(new), [kind.name for kind in new]))
+            ids = [kinds.index(hash) + 1 for hash in hashes]
+            self._send(wire.Functions(ids, hashes, [b"code"] * len(new), [kind.name for kind in new]))
         options: list[list[Any]] = []
         for index, request in enumerate(requests):
-            spec, row = request.spec, {}
-            chosen = spec.options
+            spec, chosen = request.spec, request.spec.options
+            row: dict[str, Any] = {}
             if chosen.timeout_s is not None:
                 row["timeout_s"] = chosen.timeout_s
             if chosen.retries:
