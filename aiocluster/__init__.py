@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from aiocluster.config import Settings
     from aiocluster.context import get_cluster, get_worker
     from aiocluster.core.effects import Event
-    from aiocluster.runtime.futures import Future
     from aiocluster.remote import remote
+    from aiocluster.runtime.futures import Future
     from aiocluster.status import Status, WorkerStats
 
 _HOMES = {

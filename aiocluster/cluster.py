@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
 from aiocluster import context
 from aiocluster.calling import Calling, worker_ids
@@ -403,7 +403,7 @@ class Cluster(Calling):
         context.left(self)
         await self._owner.close()
 
-    async def __aenter__(self) -> Cluster:
+    async def __aenter__(self) -> Self:
         if self.closed:
             raise ClusterClosed
         return self

@@ -72,7 +72,8 @@ class Settings:
                 raise ValueError(f"{item.name} must be a positive number, not {value!r}")
         if self.heartbeat_timeout_s < 2 * self.heartbeat_interval_s:
             raise ValueError(
-                f"heartbeat_timeout_s ({self.heartbeat_timeout_s:g}) must be at least twice heartbeat_interval_s ({self.heartbeat_interval_s:g})"
+                f"heartbeat_timeout_s ({self.heartbeat_timeout_s:g}) must be at least "
+                f"twice heartbeat_interval_s ({self.heartbeat_interval_s:g})"
             )
 
     @classmethod

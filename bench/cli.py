@@ -170,7 +170,9 @@ def _words(plan: Plan, facts: dict[str, object]) -> tuple[str, list[str]]:
     state = "on" if collector["enabled"] else "off"
     notes = [
         f"{facts['cpus_usable']} CPUs ({facts['cpu']}), {facts['python']}, {facts['system']}; {packages}",
-        f"load {facts['load']} before, {facts['load_after']} after; "
-        f"garbage collector {state}, thresholds {collector['thresholds']}",
+        (
+            f"load {facts['load']} before, {facts['load_after']} after; "
+            f"garbage collector {state}, thresholds {collector['thresholds']}"
+        ),
     ]
     return title, notes

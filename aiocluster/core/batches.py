@@ -1,4 +1,4 @@
-"""Batches of calls as messages: one frame of columns for a worker and a loop tick, and before it the functions it does not know."""
+"""Batches of calls as messages: one frame of columns for a worker and a tick, and before it the functions it does not know."""
 
 from __future__ import annotations
 

@@ -88,9 +88,7 @@ class Lane:
         elif self.count == self.yielded:
             self.load = 0.0  # also forgets what rounding has left
             level = 0
-        elif self.count >= self.limit or (place.bytes >= place.window_bytes and self.kind is not LaneKind.NESTED):
-            level = CLOSED
-        elif self.load >= self.window_s and (self.load >= NEXT_S or self.count - self.yielded > 1):
+        elif self._is_full():
             level = CLOSED
         else:
             level = min(1 + int(self.load * 1e6).bit_length(), LEVELS - 1)
@@ -100,6 +98,13 @@ class Lane:
             self.level = level
             for pool in self.pools:
                 pool.refresh(self)
+
+    def _is_full(self) -> bool:
+        """True if the calls in flight are enough: in number, in bytes of arguments, or in work."""
+        place = self.place
+        if self.count >= self.limit or (place.bytes >= place.window_bytes and self.kind is not LaneKind.NESTED):
+            return True
+        return self.load >= self.window_s and (self.load >= NEXT_S or self.count - self.yielded > 1)
 
     def ceiling(self) -> float:
         """The load at which this lane leaves its level; 0 where one call is enough."""

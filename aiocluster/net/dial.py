@@ -14,7 +14,7 @@ from typing import Final
 from aiocluster.core.link import DEFAULT_UNACKED_BYTES, LinkLedger
 from aiocluster.errors import AioclusterError, ProtocolError
 from aiocluster.ids import Token
-from aiocluster.net.address import Address, parse_address
+from aiocluster.net.address import Address, UnixAddress, parse_address
 from aiocluster.net.connection import Connection
 from aiocluster.net.errors import LinkLost, ManagerGone, refusal_error
 from aiocluster.net.gate import ConnectionDropped, pass_client_gate
@@ -58,7 +58,8 @@ async def dial(
         hello: who dials; its `link_id` is new and random, `received` 0 and `resuming` False.
         token: the cluster's secret.
         handler: who the link reports to.
-        retry_for_s: for how long to try again if the manager does not answer the first time.
+        retry_for_s: for how long to try again if the manager does not answer the first time; a Unix socket that refuses is
+            given up after half a second (see `refused_means_gone`), for a manager listens before it starts anybody.
         resume_within_s: for how long to try if the link breaks later; then it is closed with `LinkLost`.
         refused_means_gone: close a link with `ManagerGone` when its address has refused for half a second.
         limits: what the manager may send in one frame.
@@ -124,21 +125,32 @@ class _Dialler:
     async def connect(self, retry_for_s: float) -> None:
         self.link.hold()
         try:
-            await self._connect(self._loop.time() + retry_for_s, retry_for_s)
+            await self._connect(self._loop.time() + retry_for_s)
         except BaseException:
             self.link.abort()
             raise
         self._loop.call_soon(self.link.release)
 
-    async def _connect(self, deadline: float, retry_for_s: float) -> None:
+    async def _connect(self, deadline: float) -> None:
+        began = self._loop.time()
+        refused_since: float | None = None
         for delay in _delays():
             try:
                 await self._attempt(max(deadline, self._loop.time() + SHORTEST_ATTEMPT_S))
                 break
             except (OSError, ConnectionDropped) as error:
-                if self._loop.time() + delay >= deadline:
-                    gone = isinstance(error, ConnectionRefusedError | FileNotFoundError)
-                    text = f"no manager answered at {self._address} for {retry_for_s:g} s: {_words(error)}"
+                now = self._loop.time()
+                until = deadline
+                gone = isinstance(error, ConnectionRefusedError | FileNotFoundError)
+                if gone and self._refused_means_gone and isinstance(self._address, UnixAddress):
+                    # The manager made this socket before it told anybody of it: if it refuses, the manager has ended.
+                    refused_since = now if refused_since is None else refused_since
+                    until = min(deadline, refused_since + GONE_AFTER_S)
+                    delay = min(delay, LONGEST_REFUSED_DELAY_S)
+                else:
+                    refused_since = None
+                if now + delay >= until:
+                    text = f"no manager answered at {self._address} for {now - began:.3g} s: {_words(error)}"
                     raise (ManagerGone if gone else LinkLost)(text) from error
             await asyncio.sleep(delay)
 

@@ -76,7 +76,7 @@ class Backend(Protocol):
         ...
 
     def run_blocking(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """Run a coroutine in the loop and wait for it in this thread, which is not the loop's. Raises `TypeError` where none is."""
+        """Run a coroutine in the loop and wait for it in this thread, which is not the loop's; else a `TypeError`."""
         ...
 
     async def everywhere(

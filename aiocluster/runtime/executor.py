@@ -146,10 +146,9 @@ class Executor:
     def _sleep(self) -> None:
         """Wait until there is something to do. The flag is set before the last look, so no wake-up is lost."""
         self._idle = True
-        if self._inbox.waiting or self._active > 1 or self._stopping:
-            if self._idle:
-                self._idle = False
-                return
+        if self._idle and (self._inbox.waiting or self._active > 1 or self._stopping):
+            self._idle = False
+            return
         self._wake.acquire()
 
     def _step_back(self, runner: Runner) -> bool:

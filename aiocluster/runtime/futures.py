@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
+from aiocluster.errors import ClusterClosed
 from aiocluster.runtime.backend import Backend, CallRef
 from aiocluster.wire.messages import CallStatus
 from aiocluster.wire.payloads import unpack, unpack_error
@@ -81,6 +82,8 @@ class Future(asyncio.Future[T]):
         """The call ended with an error (for the runtime only)."""
         if not self.done():
             self.set_exception(error)
+            if isinstance(error, ClusterClosed):
+                self.exception()  # whoever closes a cluster knows it: a call that nobody awaits is not worth a log entry
 
 
 async def gather_by_worker(futures: Mapping[int, Future[Any]]) -> dict[int, Any]:

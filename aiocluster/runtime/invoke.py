@@ -90,10 +90,7 @@ class Invoker:
         slots[SYNC_STARTED] = call.serial
         outcome: Outcome | None = None
         try:
-            if mode & CHUNK:
-                outcome = self._chunk(runner, call)
-            else:
-                outcome = self._plain(runner, call)
+            outcome = self._chunk(runner, call) if mode & CHUNK else self._plain(runner, call)
         except asyncio.CancelledError:  # the interrupt came while the call was being wound up
             runner.interruptible = False
             if outcome is None:
@@ -112,10 +109,8 @@ class Invoker:
             runner.interruptible = True
             if call.cancelled:
                 raise asyncio.CancelledError
-            if arguments.__class__ is tuple:
-                value = function(*arguments)
-            else:
-                value = function(*arguments[0], **arguments[1])
+            plain = arguments.__class__ is tuple
+            value = function(*arguments) if plain else function(*arguments[0], **arguments[1])
             runner.interruptible = False
             ns = perf_counter_ns() - began
             if value.__class__ in SMALL:

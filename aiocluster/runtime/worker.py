@@ -150,7 +150,8 @@ class Worker:
             )
             self._recorder.set_ready()
         except Exception as error:
-            print(f"worker {spec.worker_id} cannot join the cluster: {error}", file=sys.stderr, flush=True)
+            sys.stderr.write(f"worker {spec.worker_id} cannot join the cluster: {error}\n")
+            sys.stderr.flush()
             os._exit(1)
 
     def link_opened(self, link: Link) -> None:

@@ -156,7 +156,7 @@ def table(*checks: Check) -> Check:
     def row_fits(row: Any) -> bool:
         if type(row) is not list or len(row) != width:
             return False
-        for check, field in zip(checks, row, strict=True):  # a generator would cost more than the checks
+        for check, field in zip(checks, row, strict=True):  # noqa: SIM110  # a generator would cost more than the checks
             if not check(field):
                 return False
         return True
