@@ -16,9 +16,10 @@ from typing import Any, assert_never
 
 from aiocluster.core.supervisor import Effect, EndNode, ForkWorker, KillProcess, Send, Supervisor, SupervisorLimits
 from aiocluster.errors import AioclusterError
-from aiocluster.ids import Token, new_link_id
+from aiocluster.ids import new_link_id
 from aiocluster.net.dial import dial
 from aiocluster.net.link import Link
+from aiocluster.runtime.agent_settings import AgentSettings
 from aiocluster.runtime.figures import Figures, OomWatch, describe_exit
 from aiocluster.runtime.forkserver import Exited, Forked, ForkServer, ServerGone
 from aiocluster.runtime.pump import OutputPump
@@ -28,7 +29,7 @@ from aiocluster.wire import messages as wire
 from aiocluster.wire.frames import Frame
 from aiocluster.wire.handshake import hello
 
-__all__ = ["Agent", "AgentSettings", "main"]
+__all__ = ["Agent", "main"]
 
 logger = logging.getLogger("aiocluster.agent")
 
@@ -37,33 +38,6 @@ LAST_WORDS_S = 1.0
 """For the manager to take what was said last."""
 OOM_RECENT_S = 3.0
 """For how long an out-of-memory kill explains why a process was killed."""
-
-
-class AgentSettings:
-    """What the launcher put into the agent's environment, and taken out of it: the token is not for a worker's children."""
-
-    def __init__(self, environ: dict[str, str] | os._Environ[str]) -> None:
-        self.address = _required(environ, "AIOCLUSTER_MANAGER")
-        self.cluster_id = _required(environ, "AIOCLUSTER_CLUSTER")
-        self.node = _required(environ, "AIOCLUSTER_NODE")
-        self.token = Token.from_hex(_required(environ, "AIOCLUSTER_TOKEN"))
-        sys_path = environ.get("AIOCLUSTER_SYS_PATH")
-        self.sys_path = None if sys_path is None else tuple(sys_path.split(os.pathsep))
-        for name in ("AIOCLUSTER_TOKEN", "AIOCLUSTER_MANAGER", "AIOCLUSTER_SYS_PATH"):
-            environ.pop(name, None)
-        # Where the launcher had to say where aiocluster is: that was for the agent alone.
-        python_path = environ.pop("AIOCLUSTER_PYTHONPATH", None)
-        if python_path:
-            environ["PYTHONPATH"] = python_path
-        elif python_path is not None:
-            environ.pop("PYTHONPATH", None)
-
-
-def _required(environ: dict[str, str] | os._Environ[str], name: str) -> str:
-    value = environ.get(name)
-    if not value:
-        raise ValueError(f"{name} is not set: an agent is started by a launcher, which sets it")
-    return value
 
 
 class Managed:
@@ -145,6 +119,7 @@ class Agent:
         self._server.close()
         for managed in self._managed.values():
             managed.pump.close()
+        self._managed.clear()  # the server has ended them
         if self._link is not None:
             self._link.close()
             await asyncio.wait([self._closed], timeout=LAST_WORDS_S)
@@ -204,8 +179,6 @@ class Agent:
     def _terminate(self, name: str) -> None:
         link = self._link
         if link is None:
-            if self._dialling is not None:
-                self._dialling.cancel()
             self._finish(128 + signal.SIGTERM)
             return
         reason = f"the node was told to end ({name})"
@@ -260,6 +233,8 @@ class Agent:
     def _finish(self, code: int) -> None:
         if not self._code.done():
             self._code.set_result(code)
+            if self._dialling is not None:
+                self._dialling.cancel()
 
     # --- workers -------------------------------------------------------------------------------------------------------------
 

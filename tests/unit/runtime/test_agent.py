@@ -14,7 +14,7 @@ import pytest
 
 from aiocluster.ids import Token
 from aiocluster.launch import local as local_module
-from aiocluster.runtime.agent import AgentSettings
+from aiocluster.runtime.agent_settings import AgentSettings
 from aiocluster.wire.messages import (
     FlushOutput,
     KillWorker,
@@ -52,6 +52,10 @@ async def started(manager: FakeManager, agent: Peer, *worker_ids: int) -> list[i
 
 def _is_of(worker_id: int, message: WorkerStarted) -> bool:
     return message.worker_id == worker_id
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 async def exit_of(manager: FakeManager, agent: Peer, worker_id: int) -> WorkerExited:
@@ -185,6 +189,18 @@ async def test_a_node_whose_manager_is_silent_ends_after_the_orphan_timeout(tmp_
         assert "orphan_timeout" in "\n".join(launcher.last_lines("local-1"))
 
 
+async def test_a_node_without_its_fork_server_says_so_and_ends_with_all_its_workers(tmp_path: Path) -> None:
+    async with manager_and_launcher(tmp_path) as (manager, launcher):
+        await launcher.start(manager.request("local-1"))
+        agent = await manager.agent()
+        await started(manager, agent, 1, 2)
+        (server,) = children_of(agent.hello.pid)
+        os.kill(server, signal.SIGKILL)
+        await manager.until(lambda: manager.exits)
+        assert manager.exits == [("local-1", "its agent exited with code 1")]
+        assert "the fork server was killed by signal 9" in "\n".join(launcher.last_lines("local-1"))
+
+
 async def test_no_worker_outlives_an_agent_that_is_killed(tmp_path: Path) -> None:
     async with manager_and_launcher(tmp_path) as (manager, launcher):
         await launcher.start(manager.request("local-1"))
@@ -262,3 +278,16 @@ def test_an_agent_that_still_dials_ends_at_once_when_it_is_told(environment: dic
         with connection:
             agent.send_signal(signal.SIGTERM)
             assert agent.wait() == 128 + signal.SIGTERM
+
+
+def test_an_agent_whose_fork_server_cannot_begin_does_not_go_on_dialling(environment: dict[str, str], tmp_path: Path) -> None:
+    modules = tmp_path / "modules"
+    modules.mkdir()
+    (modules / "cloudpickle.py").write_text("raise ImportError('this cloudpickle is broken')")
+    environment["PYTHONPATH"] = os.pathsep.join([str(modules), *sys.path])
+    run = subprocess.run(
+        [sys.executable, "-m", "aiocluster.runtime.agent"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 1
+    assert "this cloudpickle is broken" in run.stderr
+    assert "the fork server is gone: the fork server exited with code 1" in run.stderr

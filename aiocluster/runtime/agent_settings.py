@@ -1,0 +1,36 @@
+"""What an agent is told by whoever starts it: variables of its environment, taken out before it starts anything itself."""
+
+from __future__ import annotations
+
+import os
+
+from aiocluster.ids import Token
+
+__all__ = ["AgentSettings"]
+
+
+class AgentSettings:
+    """What the launcher put into the agent's environment, and taken out of it: the token is not for a worker's children."""
+
+    def __init__(self, environ: dict[str, str] | os._Environ[str]) -> None:
+        self.address = _required(environ, "AIOCLUSTER_MANAGER")
+        self.cluster_id = _required(environ, "AIOCLUSTER_CLUSTER")
+        self.node = _required(environ, "AIOCLUSTER_NODE")
+        self.token = Token.from_hex(_required(environ, "AIOCLUSTER_TOKEN"))
+        sys_path = environ.get("AIOCLUSTER_SYS_PATH")
+        self.sys_path = None if sys_path is None else tuple(sys_path.split(os.pathsep))
+        for name in ("AIOCLUSTER_TOKEN", "AIOCLUSTER_MANAGER", "AIOCLUSTER_SYS_PATH"):
+            environ.pop(name, None)
+        # Where the launcher had to say where aiocluster is: that was for the agent alone.
+        python_path = environ.pop("AIOCLUSTER_PYTHONPATH", None)
+        if python_path:
+            environ["PYTHONPATH"] = python_path
+        elif python_path is not None:
+            environ.pop("PYTHONPATH", None)
+
+
+def _required(environ: dict[str, str] | os._Environ[str], name: str) -> str:
+    value = environ.get(name)
+    if not value:
+        raise ValueError(f"{name} is not set: an agent is started by a launcher, which sets it")
+    return value
