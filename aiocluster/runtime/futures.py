@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from aiocluster.errors import ClusterClosed
 from aiocluster.runtime.backend import Backend, CallRef
@@ -25,10 +25,16 @@ class Future(asyncio.Future[T]):
 
     __slots__ = ("_backend", "_call")
 
-    def __init__(self, backend: Backend, *, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(loop=loop)
-        self._backend = backend
-        self._call: CallRef = None
+    _backend: Backend
+    _call: CallRef
+
+    @classmethod
+    def of(cls, backend: Backend, call: CallRef = None) -> Self:
+        """A future for a call of this backend. (Its parts are set from outside: an `__init__` would cost as much as the rest.)"""
+        future = cls(loop=backend.loop)
+        future._backend = backend
+        future._call = call
+        return future
 
     @property
     def worker_id(self) -> int | None:

@@ -70,7 +70,7 @@ class JoinCalls:
         """Make the call on that worker."""
         options = CallOptions(timeout_s=call.options.timeout_s, workers=frozenset((worker_id,)), name=call.options.name)
         manager = self._manager
-        future: Future[Any] = Future(manager, loop=manager.loop)
+        future: Future[Any] = Future.of(manager)
         deadline = None if options.timeout_s is None else manager.loop.time() + options.timeout_s
         future._call = manager.send(call.function, call.payload, call.buffers, options, future, deadline=deadline)
         return future

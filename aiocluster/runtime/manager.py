@@ -98,7 +98,9 @@ class Manager:
     def submit(
         self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], options: CallOptions
     ) -> Future[Any]:
-        future: Future[Any] = Future(self, loop=self._loop)
+        future: Future[Any] = Future(loop=self._loop)
+        future._backend = self
+        future._call = None
         buffers: Sequence[Any] = ()
         try:
             entry = self.capture(fn)
@@ -116,7 +118,7 @@ class Manager:
         future._call = call = Call(id, entry, payload, buffers, options, 0, 1, 0, future)
         if options.timeout_s is not None:
             call.deadline = self._loop.time() + options.timeout_s
-        refusal = self.core.submit(call)
+        refusal = self.core.dispatch.submit(call)  # what `core.submit` adds is for nested calls
         if refusal is not None:
             call.handle = None
             future.set_exception(refusal)

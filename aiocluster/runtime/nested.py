@@ -51,11 +51,7 @@ class NestedCall:
 class BlockingFuture(Future[T]):
     """The future of a nested call that was made in a sync call: `result()` waits, and yields the worker's place."""
 
-    __slots__ = ("_done_event",)
-
-    def __init__(self, backend: NestedBackend, *, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(backend, loop=loop)
-        self._done_event: threading.Event | None = None
+    __slots__ = ()
 
     def result(self, timeout: float | None = None) -> T:
         """The call's result, waiting for it as long as it takes, or `timeout` seconds.
@@ -129,7 +125,7 @@ class NestedBackend:
         self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], options: CallOptions
     ) -> Future[Any]:
         kind = Future if self.in_loop_thread() else BlockingFuture
-        future: Future[Any] = kind(self, loop=self._loop)
+        future: Future[Any] = kind.of(self)
         try:
             function = self.capture(fn)
             payload, buffers = pack([args, dict(kwargs)] if kwargs else args)
@@ -204,7 +200,7 @@ class NestedBackend:
 
     def _bridge(self, work: Coroutine[Any, Any, Any], call: ArrivedCall | None) -> BlockingFuture[Any]:
         """The coroutine's outcome as a future that can be waited for in a sync call, on whose behalf it runs."""
-        future: BlockingFuture[Any] = BlockingFuture(self, loop=self._loop)
+        future: BlockingFuture[Any] = BlockingFuture.of(self)
         context = contextvars.copy_context()
         context.run(current.async_call.set, call)
 
@@ -243,7 +239,7 @@ class NestedBackend:
             ids = [id for id in ids if id in options.workers]
         futures: dict[int, Future[Any]] = {}
         for id in ids:
-            future: Future[Any] = Future(self, loop=self._loop)
+            future: Future[Any] = Future.of(self)
             future._call = self.send(
                 function,
                 payload,

@@ -109,7 +109,7 @@ class FunctionCapture:
         """
         known = self._known.get(id(function))
         if known is not None and known.alive() is function:
-            if known.plan is not None and _holds(known.plan, function):
+            if known.plan is not None and (not known.plan or _holds(known.plan, function)):
                 return known.captured
             if not known.looked:
                 return self._look(function)
