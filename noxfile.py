@@ -48,10 +48,10 @@ def coverage(session: nox.Session) -> None:
     session.install(".[test]")
     data = Path(session.create_tmp()) / "coverage"
     env = {"COVERAGE_FILE": str(data), "COVERAGE_CORE": "ctrace"}
-    pure = "--include=aiocluster/wire/*,aiocluster/core/*"
+    pure = "--source=aiocluster.wire,aiocluster.core"
     command = ("python", "-m", "coverage", "run", pure, "-m", "pytest", "-q", "tests/unit/wire", "tests/unit/core")
     session.run(*command, *session.posargs, env=env)
-    session.run("python", "-m", "coverage", "report", pure, "--fail-under=100", "--precision=2", env=env)
+    session.run("python", "-m", "coverage", "report", "--fail-under=100", "--precision=2", env=env)
 
 
 @nox.session
