@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import sys
+from collections import deque
 from typing import Any, assert_never
 
 from aiocluster.core.supervisor import Effect, EndNode, ForkWorker, KillProcess, Send, Supervisor, SupervisorLimits
@@ -70,7 +71,8 @@ class Agent:
         self._interval_s = 2.0
         self._timer: asyncio.TimerHandle | None = None
         self._flowing = True
-        self._oom_at = float("-inf")
+        self._oom_kills: deque[float] = deque()
+        """When kills for want of memory were seen; each explains the end of one worker."""
         self._dialling: asyncio.Task[Any] | None = None
         self._closed: asyncio.Future[None] = self._loop.create_future()
         self._code: asyncio.Future[int] = self._loop.create_future()
@@ -294,8 +296,7 @@ class Agent:
         managed.pump.close()
         process = self._supervisor.processes.get(report.worker_id)
         killed_because = None if process is None else process.kill_reason
-        self._note_oom_kills()
-        oom = self._loop.time() - self._oom_at < OOM_RECENT_S
+        oom = killed_because is None and _was_killed(report.status) and self._take_oom_kill()
         cause = describe_exit(report.status, oom=oom, killed_because=killed_because)
         if not report.pid:
             cause = "could not be forked"  # its last line says why
@@ -318,8 +319,17 @@ class Agent:
 
     def _note_oom_kills(self) -> None:
         """With every heartbeat, so that a kill of long ago does not explain the next end of a worker."""
-        if self._oom.happened():
-            self._oom_at = self._loop.time()
+        now = self._loop.time()
+        self._oom_kills.extend([now] * self._oom.kills())
+        while self._oom_kills and now - self._oom_kills[0] > OOM_RECENT_S:
+            self._oom_kills.popleft()
+
+    def _take_oom_kill(self) -> bool:
+        self._note_oom_kills()
+        if not self._oom_kills:
+            return False
+        self._oom_kills.popleft()
+        return True
 
     def _reap_strays(self) -> None:
         """In a container the agent is process 1: whom workers have left behind become its children."""
@@ -343,6 +353,10 @@ class Agent:
             managed.pump.flush()
         if self._link is not None:
             self._link.send(wire.OutputFlushed(message.request))
+
+
+def _was_killed(status: int) -> bool:
+    return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
 
 
 def _working_directory() -> str | None:

@@ -92,7 +92,7 @@ class Figures:
 
 
 class OomWatch:
-    """Whether the kernel has killed something of this node for want of memory.
+    """How many processes of this node the kernel has killed for want of memory.
 
     It looks at the counter of the container, or control group, that this process is in, and at that of the whole machine where
     there is no other: that one may count a neighbour's misfortune.
@@ -105,11 +105,11 @@ class OomWatch:
         self._path = next((path for path in _oom_counters(Path(root)) if _count(path) is not None), None)
         self._seen = self._now()
 
-    def happened(self) -> bool:
-        """True if a kill was counted since the last look."""
+    def kills(self) -> int:
+        """How many kills were counted since the last look."""
         now = self._now()
         before, self._seen = self._seen, now
-        return now > before
+        return max(0, now - before)
 
     def _now(self) -> int:
         return 0 if self._path is None else _count(self._path) or 0

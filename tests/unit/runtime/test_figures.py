@@ -81,21 +81,21 @@ def test_psutil_is_asked_where_there_is_no_proc(tmp_path: Path) -> None:
         ("", "proc/vmstat"),
     ],
 )
-def test_kill_for_want_of_memory_is_seen_once(tmp_path: Path, groups: str, counter: str) -> None:
+def test_kills_for_want_of_memory_are_counted_once(tmp_path: Path, groups: str, counter: str) -> None:
     (tmp_path / "proc/self").mkdir(parents=True)
     (tmp_path / "proc/self/cgroup").write_text(groups)
     file = tmp_path / counter
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("oom 3\noom_kill 2\noom_kill_disable 0\n")
     watch = OomWatch(root=str(tmp_path))
-    assert not watch.happened()
-    file.write_text("oom 4\noom_kill 3\n")
-    assert watch.happened()
-    assert not watch.happened()
+    assert watch.kills() == 0
+    file.write_text("oom 4\noom_kill 4\n")
+    assert watch.kills() == 2
+    assert watch.kills() == 0
 
 
 def test_without_counters_no_kill_is_claimed(tmp_path: Path) -> None:
-    assert not OomWatch(root=str(tmp_path)).happened()
+    assert OomWatch(root=str(tmp_path)).kills() == 0
 
 
 @pytest.mark.parametrize(
