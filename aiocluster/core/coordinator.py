@@ -268,7 +268,7 @@ class Coordinator:
         """The worker gives back calls that never started."""
         if worker_id not in self.dispatch.places:
             return
-        _dropped, honest = self.dispatch.returned(worker_id, message.ids)
+        _dropped, honest = self.dispatch.returned(worker_id, message.ids, now)
         if not honest:
             self.worker_misbehaved(worker_id, "it gave back a call that it does not hold", now)
             return

@@ -27,6 +27,8 @@ RECALL_LOAD_S = 0.0003
 """Work worth calling back: less is done before the question has gone there and back."""
 RECALL_AFTER_S = 0.001
 """A worker that has finished nothing for so long may sit on a call far longer than its estimate."""
+RECALL_AGAIN_S = 1.0
+"""A worker whose calls nobody else could take is asked again after twice as long each time, up to this."""
 
 
 class Verdict(NamedTuple):
@@ -52,6 +54,14 @@ class Ended(NamedTuple):
     error: AioclusterError
 
 
+class _Vain(NamedTuple):
+    """A recall that moved nothing. With a delay of 0 the worker had nothing to give back, up to that serial."""
+
+    until: float
+    delay_s: float
+    serial: int
+
+
 class Dispatch:
     """The calls and workers of one cluster."""
 
@@ -75,6 +85,10 @@ class Dispatch:
         self._deadlines: list[tuple[float, int, Call]] = []
         self._dead_deadlines = 0
         self._recall_at: float | None = None
+        self._vain: dict[WorkerPlace, _Vain] = {}
+        """Workers whose last recall moved nothing."""
+        self._asked: dict[WorkerPlace, int] = {}
+        """The next serial of workers when they were asked to give calls back."""
         self.pending_calls = 0
         self.pending_bytes = 0
         self.ended_calls = 0
@@ -132,6 +146,8 @@ class Dispatch:
             for pool in lane.pools[:]:
                 if isinstance(pool, Pool):
                     pool.leave(place)
+        self._vain.pop(place, None)
+        self._asked.pop(place, None)
         self._wakes.pop(place.own, None)
         if place.own_nested is not None:
             self._wakes.pop(place.own_nested, None)
@@ -335,7 +351,7 @@ class Dispatch:
             lane.update()
         return calls, honest
 
-    def returned(self, id: int, call_ids: Iterable[int]) -> tuple[list[Call], bool]:
+    def returned(self, id: int, call_ids: Iterable[int], now: float) -> tuple[list[Call], bool]:
         """The worker gives calls back that never started there; they go to the head of their queues.
 
         Returns: calls that had ended for their callers meanwhile need no more: they are dropped; whether all were its own.
@@ -356,6 +372,7 @@ class Dispatch:
                 dropped.append(call)
             else:
                 back.append(call)
+        self._note_recall(place, back, now)
         back.sort(key=lambda call: call.serial, reverse=True)
         for call in back:
             self._put_back(call)
@@ -376,8 +393,14 @@ class Dispatch:
             else:
                 lane = place.lanes[LaneKind.SYNC]
                 due = place.progress_at + RECALL_AFTER_S
-                if lane.load >= RECALL_LOAD_S or now >= due:
+                vain = self._vain.get(place)
+                if vain is not None:
+                    if vain.delay_s == 0.0 and vain.serial == place.next_serial:
+                        continue  # it has nothing to give back, and was sent nothing since
+                    due = max(due, vain.until)
+                if now >= due or (vain is None and lane.load >= RECALL_LOAD_S):
                     place.recalling = True
+                    self._asked[place] = place.next_serial
                     asked.append((place, max(1, lane.computing // 2)))
                     idle -= 1
                 elif self._recall_at is None or due < self._recall_at:
@@ -483,6 +506,21 @@ class Dispatch:
         place.bytes -= call.size
         if call.options.resources:
             place.reserve(call, -1)
+
+    def _note_recall(self, place: WorkerPlace, back: list[Call], now: float) -> None:
+        """Remember whether asking the worker was any use: else it would be asked again at once, and for ever."""
+        asked = self._asked.pop(place, place.next_serial)
+        if not back:
+            self._vain[place] = _Vain(now, 0.0, asked)
+            return
+        for call in back:
+            pool = call.pool
+            if isinstance(pool, Pool) and pool.placement.idle:
+                self._vain.pop(place, None)
+                return
+        before = self._vain.get(place)
+        delay_s = min(max(RECALL_AFTER_S, 2 * before.delay_s if before is not None else 0.0), RECALL_AGAIN_S)
+        self._vain[place] = _Vain(now + delay_s, delay_s, 0)
 
     def _own_pool(self, place: WorkerPlace) -> OwnPool:
         pool = OwnPool(place, self._wakes)

@@ -27,6 +27,8 @@ __all__ = ["SimWorker"]
 OK, ERROR, CANCELLED = wire.CallStatus.OK, wire.CallStatus.ERROR, wire.CallStatus.CANCELLED
 ASYNC, CHUNK = wire.Mode.ASYNC, wire.Mode.CHUNK
 DIAL_FOR_S = 30.0
+RECALLS = 60
+"""More questions for calls in a row, between two starts, ask a busy worker without end."""
 
 
 class Request:
@@ -77,6 +79,7 @@ class SimWorker:
         self.box: list[tuple[int, int, bytes]] = []
         self._box_from = 0
         self.link: SimLink | None = None
+        self.vain_recalls = 0
         self.misdeed: int | None = None
         """The number of the first frame that breaks the protocol."""
         self.computing: dict[Run, None] = {}
@@ -170,7 +173,7 @@ class SimWorker:
                     for id in message.ids:
                         self._cancel(id)
                 case wire.Recall():
-                    self._send(wire.Returned(self.inbox.recall(message.count)))
+                    self._give_back(message.count)
                     self._pump()
                 case wire.Outcomes():
                     self._outcomes_arrived(message)
@@ -182,6 +185,12 @@ class SimWorker:
     def _send(self, message: wire.Message) -> None:
         if self.link is not None:
             self.link.send(message)
+
+    def _give_back(self, count: int) -> None:
+        self.vain_recalls += 1
+        if self.vain_recalls > RECALLS:
+            raise Violation(10, f"worker {self.id} was asked {self.vain_recalls} times for calls, and has started none meanwhile")
+        self._send(wire.Returned(self.inbox.recall(count)))
 
     def _shut_down(self, grace_s: float) -> None:
         if not self._ending:
@@ -239,6 +248,7 @@ class SimWorker:
         run = Run(call, spec, start, is_async)
         call.runner = run
         self.runs[call] = run
+        self.vain_recalls = 0
         self._say(f"starts {spec} as {call.id}, serial {call.serial}")
         self.cluster.checker.started(self, spec, start, bool(call.mode & wire.Mode.ORDERED))
         if is_async and spec.items > 1:

@@ -11,7 +11,7 @@ from aiocluster.core.calls import MAX_KILLS, Call, CallOptions
 from aiocluster.core.coordinator import Coordinator
 from aiocluster.core.effects import DropNode, DropWorker, Effect, EndCall, ResolveCalls, RunJoinCalls, SendToWorker
 from aiocluster.errors import AioclusterError, CallTimeout, Unschedulable, WorkerLost
-from aiocluster.wire.messages import Calls, Results, Returned, WorkerExited
+from aiocluster.wire.messages import Calls, Recall, Results, Returned, WorkerExited
 
 TICK_S = 1.0
 
@@ -281,3 +281,78 @@ def test_broken_link_after_a_pause_of_the_manager_has_the_usual_time_to_come_bac
     bench.core.worker_link_broken(1, bench.now)
     bench.core.tick(bench.now)
     assert bench.core.roster.workers[1].settle_at == bench.now + Settings().heartbeat_timeout_s
+
+
+def stacked(bench: Bench, *, count: int = 3, **options: Any) -> list[Call]:
+    """Calls that worker 1 holds one behind the other, while worker 2 has nothing to do."""
+    calls = []
+    for _ in range(count):
+        call = bench.call(**options)
+        call.function.estimate_s = 1e-4
+        calls.append(bench.submit(call))
+    assert [bench.sent_to(call) for call in calls] == [[1]] * count
+    return calls
+
+
+def recalls(bench: Bench, seconds: float = 0.0) -> int:
+    """How often worker 1 has been asked to give calls back, after that time."""
+    bench.now += seconds
+    bench.take()
+    for place, count in bench.core.dispatch.recalls(bench.now):
+        bench.effects.append(SendToWorker(place.id, Recall(count)))
+    return sum(1 for effect in bench.effects if isinstance(effect, SendToWorker) and isinstance(effect.message, Recall))
+
+
+def test_worker_that_has_nothing_to_give_back_is_asked_again_only_when_it_was_sent_more() -> None:
+    bench = Bench(2)
+    stacked(bench, workers=[1])
+    assert recalls(bench, 0.01) == 1
+    bench.core.returned(1, Returned([]), bench.now)
+    assert recalls(bench, 5.0) == 1
+    stacked(bench, count=1, workers=[1])
+    assert recalls(bench, 0.01) == 2
+
+
+def test_call_that_was_sent_while_the_worker_gave_its_answer_can_be_asked_for() -> None:
+    bench = Bench(2)
+    stacked(bench, workers=[1])
+    assert recalls(bench, 0.01) == 1
+    stacked(bench, count=1, workers=[1])
+    bench.core.returned(1, Returned([]), bench.now)
+    assert recalls(bench, 0.01) == 2
+
+
+def test_worker_whose_calls_nobody_else_may_take_is_asked_ever_more_rarely() -> None:
+    bench = Bench(2)
+    calls = stacked(bench, workers=[1, 9])
+    asked = 0
+    for _ in range(10_000):
+        now_asked = recalls(bench, 0.001)
+        if now_asked > asked:
+            asked = now_asked
+            bench.core.returned(1, Returned([calls[-1].id]), bench.now)
+    assert 10 < asked < 25
+
+
+def test_recall_that_helped_is_followed_by_another_at_once() -> None:
+    bench = Bench(2)
+    bench.core.dispatch.set_accepting(2, False)
+    calls = stacked(bench, count=8)
+    bench.core.dispatch.set_accepting(2, True)
+    assert recalls(bench, 0.01) == 1
+    bench.core.returned(1, Returned([call.id for call in calls[4:]]), bench.now)
+    bench.take()
+    moved = [call.id for call in calls if bench.sent_to(call)[-1] == 2]
+    assert len(moved) >= 2
+    bench.core.results(2, Results(moved, bytes(len(moved)), [b""] * len(moved), [], []), (), bench.now)
+    assert recalls(bench) == 2
+
+
+def test_what_is_remembered_of_recalls_ends_with_the_worker() -> None:
+    bench = Bench(2)
+    stacked(bench, workers=[1])
+    recalls(bench, 0.01)
+    bench.core.returned(1, Returned([]), bench.now)
+    bench.exit(1)
+    assert not bench.core.dispatch._vain
+    assert not bench.core.dispatch._asked
