@@ -61,10 +61,7 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
 
     This comes before all other fixtures of the test, so that it looks when they have been torn down.
     """
-    marker = request.node.get_closest_marker("leaves_behind")
-    allowed = set(marker.args) if marker else set()
-    if inspect.iscoroutinefunction(getattr(request.node, "obj", None)) and "tasks" not in allowed:
-        request.getfixturevalue("no_task_left_behind")
+    allowed = may_leave_behind(request)
     threads, children, descriptors = set(threading.enumerate()), child_pids(), open_descriptors()
     yield
     # In this order: a thread may be waiting for a process, and both hold descriptors.
@@ -77,6 +74,19 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
         left += descriptors_left(descriptors)
     if left:
         pytest.fail("the test left behind:\n  " + "\n  ".join(left), pytrace=False)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_running(request: pytest.FixtureRequest, nothing_left_behind: None) -> None:
+    """An async test fails if its loop still has a task; the loop is closed before the look for threads and all the rest."""
+    is_async = inspect.iscoroutinefunction(getattr(request.node, "obj", None))
+    if is_async and "tasks" not in may_leave_behind(request):
+        request.getfixturevalue("no_task_left_behind")
+
+
+def may_leave_behind(request: pytest.FixtureRequest) -> set[str]:
+    marker = request.node.get_closest_marker("leaves_behind")
+    return set(marker.args) if marker else set()
 
 
 @pytest.fixture
