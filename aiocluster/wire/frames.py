@@ -20,7 +20,8 @@ import msgpack  # type: ignore[import-untyped]
 from aiocluster.errors import ProtocolError
 from aiocluster.wire.buffers import POOL, flat
 from aiocluster.wire.checks import column_u64, plain_within
-from aiocluster.wire.messages import Message, buffer_count, decode, fields_of
+from aiocluster.wire.messages import Message
+from aiocluster.wire.table import buffer_count, decode, fields_of
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

@@ -7,6 +7,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from aiocluster.wire import messages as m
+from aiocluster.wire.table import buffer_count
 
 u64 = st.one_of(st.integers(0, 300), st.integers(0, 2**64 - 1))
 positive = st.integers(1, 3)
@@ -190,4 +191,4 @@ messages = st.one_of(*BY_TYPE.values())
 
 def buffers_for(message: m.Message) -> list[bytes]:
     """Buffers as many as the message speaks of, of various sizes."""
-    return [bytes([index % 251]) * (index * 7) for index in range(m.buffer_count(message))]
+    return [bytes([index % 251]) * (index * 7) for index in range(buffer_count(message))]

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from aiocluster.errors import ProtocolError
 from aiocluster.wire import frames as module
 from aiocluster.wire.frames import BEFORE_WELCOME, DIRECT_BYTES, STAGING_BYTES, Frame, FrameDecoder, FrameLimits, encode
-from aiocluster.wire.messages import Ack, Answer, Beat, Calls, CancelCalls, Message, Results, Yielded, decode, fields_of
+from aiocluster.wire.messages import Ack, Answer, Beat, Calls, CancelCalls, Message, Results, Yielded
+from aiocluster.wire.table import decode, fields_of
 
 from .strategies import buffers_for, messages
 

@@ -25,7 +25,8 @@ from aiocluster.wire.handshake import (
     hello,
     versions,
 )
-from aiocluster.wire.messages import Hello, decode, fields_of
+from aiocluster.wire.messages import Hello
+from aiocluster.wire.table import decode, fields_of
 
 TOKEN = Token(bytes(range(32)))
 OTHER = Token(bytes(32))

@@ -11,21 +11,8 @@ from hypothesis import strategies as st
 
 from aiocluster.errors import ProtocolError
 from aiocluster.wire import checks
-from aiocluster.wire.messages import (
-    MESSAGES,
-    Calls,
-    CallStatus,
-    Hello,
-    Message,
-    Mode,
-    Results,
-    Submit,
-    WorkerExited,
-    buffer_count,
-    decode,
-    fields_of,
-    tag_of,
-)
+from aiocluster.wire.messages import Calls, CallStatus, Hello, Message, Mode, Results, Submit, WorkerExited
+from aiocluster.wire.table import MESSAGES, buffer_count, decode, fields_of, tag_of
 
 from .strategies import BY_TYPE, messages
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from aiocluster.errors import ProtocolError
-from aiocluster.wire import checks, frames, handshake, messages, payloads
+from aiocluster.wire import checks, frames, handshake, payloads, table
 from aiocluster.wire.functions import content_hash
-from aiocluster.wire.messages import MESSAGES, CallStatus, Mode
+from aiocluster.wire.messages import CallStatus, Mode
+from aiocluster.wire.table import MESSAGES
 
 DOC = Path(__file__).parents[3] / "docs" / "protocol.md"
 ROW = re.compile(r"^\| (\d+) \| (\w+) \| ([^|]+) \| ([^|]+) \|$", re.MULTILINE)
@@ -48,7 +49,7 @@ def test_options_of_nested_calls_are_all_named(doc: str) -> None:
     for key in keys:
         for value in (1, True, [1], {"a": 1}, "x"):
             try:
-                messages.decode(messages.fields_of(message._replace(options=[[0, {key: value}]])))
+                table.decode(table.fields_of(message._replace(options=[[0, {key: value}]])))
                 break
             except ProtocolError:
                 continue
