@@ -26,7 +26,8 @@ class Logbook:
         self._manager = manager
         self._write = write
         self._lines: deque[tuple[int, str]] = deque(maxlen=manager.settings.output_lines)
-        self._flushes: dict[int, asyncio.Future[None]] = {}
+        self._flushes: dict[int, tuple[str, asyncio.Future[None]]] = {}
+        """Who waits for which node to have sent everything."""
         self._next = 1
 
     def received(self, message: Output) -> None:
@@ -35,9 +36,15 @@ class Logbook:
         self._write(message.worker_id, message.stream, message.lines)
 
     def flushed(self, request: int) -> None:
-        flush = self._flushes.pop(request, None)
+        _node, flush = self._flushes.pop(request, ("", None))
         if flush is not None and not flush.done():
             flush.set_result(None)
+
+    def node_gone(self, name: str) -> None:
+        """The node says nothing more: what is known is all there is."""
+        for request, (node, _flush) in list(self._flushes.items()):
+            if node == name:
+                self.flushed(request)
 
     async def lines_of(self, call: Call) -> list[str]:
         """All lines of the call that are still kept, after asking its worker's agent for what is on its way."""
@@ -47,12 +54,15 @@ class Logbook:
 
     async def _flush(self, worker_id: int) -> None:
         record = self._manager.core.roster.workers.get(worker_id)
-        link = None if record is None else self._manager.node_links.get(record.node.name)
+        if record is None:
+            return
+        link = self._manager.node_links.get(record.node.name)
         if link is None:
             return
         request = self._next
         self._next += 1
-        flush = self._flushes[request] = self._manager.loop.create_future()
+        flush: asyncio.Future[None] = self._manager.loop.create_future()
+        self._flushes[request] = record.node.name, flush
         link.send(FlushOutput(request, worker_id))
         try:
             async with asyncio.timeout(FLUSH_TIMEOUT_S):

@@ -327,6 +327,7 @@ class Manager:
             link.abort()
 
     def _drop_node(self, name: str) -> None:
+        self.output.node_gone(name)
         peer = self.nodes.pop(name, None)
         if peer is not None:
             peer.dropped = True
