@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from collections.abc import Callable
 from struct import Struct
 from typing import NamedTuple
 
@@ -35,11 +36,21 @@ SLOTS_BYTES = 64
 RECORDER_BYTES = 64 * 1024
 BOX_BYTES = RECORDER_BYTES - SLOTS_BYTES
 _ENTRY = Struct("=QBI")
-_pack_into, _unpack_from = _ENTRY.pack_into, _ENTRY.unpack_from
 ENTRY_BYTES = _ENTRY.size
 _LAST_STATUS = 3
 _GO_ROUND = 255
 """In place of a status: the next entry is at the beginning of the memory. Where no entry fits, that goes without saying."""
+
+
+class _Packers(dict[int, Callable[..., None]]):
+    """By the length of the payload, what writes a whole entry in one go: a slice of its own would cost half as much again."""
+
+    def __missing__(self, size: int) -> Callable[..., None]:
+        pack_into = self[size] = Struct(f"=QBI{size}s").pack_into
+        return pack_into
+
+
+_pack_entry_of = _Packers()
 
 
 class BlackBox:
@@ -49,12 +60,16 @@ class BlackBox:
     only `BOX_WRITTEN`, so neither needs a lock. An entry that does not fit before the end of the memory begins at its beginning.
     """
 
-    __slots__ = ("_area", "_slots", "_written", "end")
+    __slots__ = ("_area", "_base", "_room_until", "_slots", "_written", "end")
 
     def __init__(self, slots: memoryview, area: memoryview) -> None:
         self._slots = slots
         self._area = area
         self._written = 0
+        self._base = 0
+        """What the beginning of the memory stands for in this round."""
+        self._room_until = BOX_BYTES
+        """Up to here nothing stands in the way; there may be more room by now."""
         self.end = 0
         """Up to where results have been added, for `written`."""
 
@@ -63,22 +78,27 @@ class BlackBox:
 
         A result of up to half the box always fits when all before it are written.
         """
-        end = self.end
-        at = end % BOX_BYTES
-        size = ENTRY_BYTES + len(payload)
-        if at + size > BOX_BYTES:
-            begin = end + BOX_BYTES - at
+        size = len(payload)
+        end = self.end + ENTRY_BYTES + size
+        if end > self._room_until:
+            if not self._make_room(ENTRY_BYTES + size):
+                return False
+            end = self.end + ENTRY_BYTES + size
+        _pack_entry_of[size](self._area, self.end - self._base, call_id, status, size, payload)
+        self.end = self._slots[BOX_END] = end  # after the bytes: what is published is whole
+        return True
+
+    def _make_room(self, size: int) -> bool:
+        begin = self._base + BOX_BYTES
+        if self.end + size > begin:  # on to the next round
             if begin + size - self._written > BOX_BYTES:
                 return False
+            at = self.end - self._base
             if at + ENTRY_BYTES <= BOX_BYTES:
-                _pack_into(self._area, at, 0, _GO_ROUND, 0)
-            end, at = begin, 0
-        elif end + size - self._written > BOX_BYTES:
-            return False
-        _pack_into(self._area, at, call_id, status, len(payload))
-        self._area[at + ENTRY_BYTES : at + size] = payload
-        self.end = self._slots[BOX_END] = end + size  # after the bytes: what is published is whole
-        return True
+                _ENTRY.pack_into(self._area, at, 0, _GO_ROUND, 0)
+            self.end = self._base = begin
+        self._room_until = min(self._base, self._written) + BOX_BYTES
+        return self.end + size <= self._room_until
 
     def written(self, up_to: int) -> None:
         """All results up to there, an `end` of before, are in the kernel."""
@@ -139,7 +159,7 @@ class Recorder:
             if at + ENTRY_BYTES > BOX_BYTES:
                 position += BOX_BYTES - at
                 continue
-            call_id, status, size = _unpack_from(self._area, at)
+            call_id, status, size = _ENTRY.unpack_from(self._area, at)
             if status == _GO_ROUND:
                 position += BOX_BYTES - at
                 continue
