@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from aiocluster.errors import ProtocolError
-from aiocluster.wire import checks, frames, handshake, payloads, table
+from aiocluster.wire import checks, frames, handshake, messages, payloads, table
 from aiocluster.wire.functions import content_hash
 from aiocluster.wire.messages import CallStatus, Mode
 from aiocluster.wire.table import MESSAGES
