@@ -202,3 +202,62 @@ def test_numbers_within_their_ranges() -> None:
     assert checks.i64(-(2**63) + 1)
     assert not checks.i64(2**63)
     assert not checks.number(2e15)
+
+
+ONE_CALL = Calls(7, [9], [2], b"\x10", [b"arguments"], [], [], [])
+ONE_RESULT = Results([9], b"\0", [b"value"], [], [[2, 1, 1500]])
+WRONG: list[Any] = [None, True, -1, 2**64, 1.5, "text", b"\xff", b"", []]
+WRONG += [[wrong] for wrong in (True, -1, 2**64, None, "a", b"a", [])]
+    None,
+    True,
+    -1,
+    2**64,
+    1.5,
+    "text",
+    b"\xff",
+    b"",
+    [],
+    [True],
+    [-1],
+    [2**64],
+    [None],
+    ["a"],
+    [b"a"],
+    [[]],
+)
+
+
+@pytest.mark.parametrize("message", [ONE_CALL, ONE_RESULT], ids=["one call", "one result"])
+def test_the_most_frequent_form_is_checked_in_one_go(message: Calls | Results) -> None:
+    kind = MESSAGES[tag_of(message)]
+    assert kind.is_plain is not None
+    assert kind.is_plain(list(message))
+    assert decode(fields_of(message)) == message
+
+
+@pytest.mark.parametrize("message", [ONE_CALL, ONE_RESULT], ids=["one call", "one result"])
+@pytest.mark.parametrize("wrong", WRONG, ids=repr)
+def test_what_is_taken_for_the_most_frequent_form_passes_all_checks(message: Calls | Results, wrong: object) -> None:
+    kind = MESSAGES[tag_of(message)]
+    assert kind.is_plain is not None
+    for index in range(len(message)):
+        values = [wrong if at == index else value for at, value in enumerate(message)]
+        try:
+            plain = kind.is_plain(values)
+        except (TypeError, ValueError, IndexError, KeyError):
+            plain = False
+        if plain:
+            assert all(check(value) for check, value in zip(kind.checks, values, strict=True))
+            assert kind.rule(kind.type._make(values)) is None
+
+
+@given(st.lists(st.lists(st.integers(-1, 2**64) | st.booleans() | st.none(), max_size=4), max_size=2))
+def test_a_row_of_durations_is_checked_in_the_most_frequent_form_too(rows: list[list[Any]]) -> None:
+    values = [*ONE_RESULT[:4], rows]
+    kind = MESSAGES[tag_of(ONE_RESULT)]
+    passes = all(check(value) for check, value in zip(kind.checks, values, strict=True))
+    try:
+        decoded = decode([tag_of(ONE_RESULT), *values]) is not None
+    except ProtocolError:
+        decoded = False
+    assert decoded is passes
