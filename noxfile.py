@@ -37,7 +37,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def sim(session: nox.Session) -> None:
-    """Simulated clusters with faults, in virtual time: `nox -s sim -- --seeds 1 --seed 1234` replays one."""
+    """Simulated clusters with faults, in virtual time: `nox -s sim -- --seed 1234 --trace` replays one."""
     session.install(".[test]")
     session.run("python", "-m", "tests.sim", *(session.posargs or ["--seeds", str(SEEDS)]))
 

@@ -137,9 +137,8 @@ def children_left(before: set[int]) -> list[str]:
     left = []
     while new := child_pids() - before:  # the death of one may bring its children here
         for pid in new:
-            command = command_of(pid)
             if not ends_by(deadline, pid):
-                left.append(f"process {pid}: {command}")
+                left.append(f"process {pid}: {command_of(pid)}")
                 os.kill(pid, signal.SIGKILL)
             with contextlib.suppress(ChildProcessError):  # somebody else has waited for it
                 os.waitpid(pid, 0)
@@ -148,9 +147,9 @@ def children_left(before: set[int]) -> list[str]:
 
 def command_of(pid: int) -> str:
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip() or "(ended)"
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip() or "(just ended)"
     except OSError:
-        return "(ended)"
+        return "(just ended)"
 
 
 def ends_by(deadline: float, pid: int) -> bool:
