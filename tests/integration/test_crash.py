@@ -33,9 +33,9 @@ async def test_a_map_under_fire_counts_every_item_once(cluster: Cluster, tmp_pat
     ran = Counter(numbers_in(log))
     assert len(seen) == 3000
     assert not [number for number, times in ran.items() if times > 1], "items ran twice, unasked"
-    for number, value in enumerate(seen):
-        assert value == number or isinstance(value, WorkerLost)
-        assert value != number or ran[number] == 1
+    for number, outcome in enumerate(seen):
+        assert outcome == number or isinstance(outcome, WorkerLost)
+        assert outcome != number or ran[number] == 1
 
 
 async def test_all_workers_killed_at_once_cost_only_what_they_ran(cluster: Cluster, fifos: Fifos) -> None:

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from aiocluster import Cluster, RemoteError, RemoteTraceback, WorkerLost
+from aiocluster import Cluster, Future, RemoteError, RemoteTraceback, WorkerLost
 
 from . import work
 
@@ -112,7 +112,7 @@ async def test_a_crash_is_told_with_its_cause(single: Cluster, die: object, caus
 
 async def test_os_exit_in_a_call_loses_the_worker_and_only_that_call(single: Cluster) -> None:
     futures = [single.submit(work.square, n) for n in range(10)]
-    bad = single.submit(os._exit, 3)
+    bad: Future[None] = single.submit(os._exit, 3)
     futures += [single.submit(work.square, n) for n in range(10, 500)]
     with pytest.raises(WorkerLost, match="exited with code 3"):
         await bad

@@ -96,5 +96,5 @@ async def test_large_arrays_pass_through_nested_calls(cluster: Cluster) -> None:
 
     array = np.arange(1_000_000)
     result = await cluster.submit(outer, array)
-    assert (result == array).all()  # type: ignore[attr-defined]
+    assert (result == array).all()
     assert not isinstance(result, RemoteError)

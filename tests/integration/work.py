@@ -372,3 +372,20 @@ async def async_announce_and_ignore_cancel(path: str) -> None:
             await asyncio.sleep(3600)
         except asyncio.CancelledError:
             continue
+
+
+def spin() -> None:
+    while True:
+        pass
+
+
+def spin_and_square(x: int) -> int:
+    for _ in range(5000):
+        pass
+    return x * x
+
+
+async def yield_and_square(x: int) -> int:
+    for _ in range(5):
+        await asyncio.sleep(0)
+    return x * x
