@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from aiocluster.config import Settings
     from aiocluster.context import get_cluster, get_worker
     from aiocluster.core.effects import Event
-    from aiocluster.remote import remote
+    from aiocluster.remoting import remote
     from aiocluster.runtime.futures import Future
     from aiocluster.status import Status, WorkerStats
 
@@ -42,7 +42,7 @@ _HOMES = {
     "get_worker": "aiocluster.context",
     "Event": "aiocluster.core.effects",
     "Future": "aiocluster.runtime.futures",
-    "remote": "aiocluster.remote",
+    "remote": "aiocluster.remoting",
     "Status": "aiocluster.status",
     "WorkerStats": "aiocluster.status",
 }

@@ -104,7 +104,8 @@ class Owner:
         timeout = self.settings.launch_timeout_s if timeout is None else timeout
         if launcher not in self._launchers:
             self._launchers.append(launcher)
-        self._resources = resources
+        if launcher is self._launchers[0]:
+            self._resources = resources  # those of the workers that `scale` adds later, which come from this launcher
         if maximum == 0:
             return
         manager, core = self.manager, self.manager.core
@@ -180,6 +181,7 @@ class Owner:
     async def _abandon(self, names: list[str], launcher: Launcher) -> None:
         """Release what a failed launch has started."""
         for name in names:
+            self._launcher_of.pop(name, None)  # it is stopped here, and waited for
             self.manager.core.lose_node(name, "its launch failed", self.manager.loop.time())
         self.manager.perform()
         for name in names:

@@ -323,10 +323,20 @@ def is_async(function: Any) -> bool:
     """True if calling it gives a coroutine: an `async def`, also inside a partial, a bound method or an object's `__call__`."""
     inner = _innermost(function)
     if not isinstance(inner, FunctionType) and not isinstance(inner, type):
+        if _is_marked(inner):
+            return True
         inner = _innermost(type(inner).__call__)
     flags = getattr(getattr(inner, "__code__", None), "co_flags", 0)
     marked = getattr(inner, "_is_coroutine_mark", None) is not None  # by inspect.markcoroutinefunction
     return marked or bool(flags & _COROUTINE)
+
+
+def _is_marked(instance: Any) -> bool:
+    """By inspect.markcoroutinefunction. Its `__getattr__` is not asked: a proxy would say yes to any name."""
+    try:
+        return "_is_coroutine_mark" in object.__getattribute__(instance, "__dict__")
+    except AttributeError:
+        return False
 
 
 def _innermost(function: Any) -> Any:

@@ -61,10 +61,12 @@ class Manager:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         assert line, self.process.communicate()[1]
-        for pid in map(int, line.split()):
-            self._descriptors[pid] = os.pidfd_open(pid)
-        assert len(self._descriptors) >= 2
-        return list(self._descriptors)
+        pids = [int(pid) for pid in line.split()]
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):  # one that has ended already is not left
+                self._descriptors[pid] = os.pidfd_open(pid)
+        assert len(pids) >= 2
+        return pids
 
     def left(self) -> list[int]:
         """Those of its processes that have not ended within the safety net."""

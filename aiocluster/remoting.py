@@ -1,13 +1,18 @@
-"""`@remote`: a function that can be called here, or on a cluster, by the same name."""
+"""`@remote`: a function that can be called here, or on a cluster, by the same name.
+
+This module must not be called `remote`: importing it would put it in the place of `aiocluster.remote`, the decorator.
+"""
 
 from __future__ import annotations
 
 import functools
+import inspect
 import sys
 from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Mapping
-from typing import Any, Generic, ParamSpec, TypeVar, overload
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
 
 from aiocluster.runtime.futures import Future
+from aiocluster.wire.functions import is_async
 
 __all__ = ["RemoteFunction", "remote"]
 
@@ -21,8 +26,16 @@ class RemoteFunction(Generic[P, T]):
     The current cluster is the one that `aiocluster.get_cluster()` gives.
     """
 
+    __name__: str
+    __qualname__: str
+
     def __init__(self, function: Callable[P, Any], options: Mapping[str, Any]) -> None:
         functools.update_wrapper(self, function)
+        if is_async(function):  # calling this object gives a coroutine, which nothing about its class tells
+            if sys.version_info >= (3, 12):
+                inspect.markcoroutinefunction(self)
+            else:
+                self._is_coroutine_mark = True
         self._function = function
         self._options = dict(options)
 
@@ -64,12 +77,21 @@ class RemoteFunction(Generic[P, T]):
         return RemoteFunction, (function, self._options)
 
 
+class Decorator(Protocol):
+    """What `remote(...)` with options gives."""
+
+    @overload
+    def __call__(self, function: Callable[P, Coroutine[Any, Any, T]], /) -> RemoteFunction[P, T]: ...
+    @overload
+    def __call__(self, function: Callable[P, T], /) -> RemoteFunction[P, T]: ...
+
+
 @overload
 def remote(function: Callable[P, Coroutine[Any, Any, T]], /) -> RemoteFunction[P, T]: ...
 @overload
 def remote(function: Callable[P, T], /) -> RemoteFunction[P, T]: ...
 @overload
-def remote(**options: Any) -> Callable[[Callable[P, T]], RemoteFunction[P, T]]: ...
+def remote(**options: Any) -> Decorator: ...
 def remote(function: Any = None, /, **options: Any) -> Any:
     """Make a function callable on the current cluster: `@remote`, or `@remote(timeout=5, retries=2)`.
 

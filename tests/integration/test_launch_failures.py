@@ -1,0 +1,221 @@
+"""Launches that cannot succeed fail fast, with the reason and the last words of who failed, and leave nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from aiocluster import Cluster, LaunchError, Settings, Unschedulable
+from aiocluster.ids import Token
+from aiocluster.launch.base import LaunchRequest
+from aiocluster.launch.local import Local
+
+from . import work
+from .conftest import SAFETY_S, ended, event_of
+from .processes import agent_of, descendants, send, worker_pids
+
+NEVER_S = 3600
+"""A launch timeout: whoever waits for it hangs, and is seen."""
+
+
+def broken_module(folder: Path, source: str) -> dict[str, str]:
+    """An environment in which every Python that starts runs this first."""
+    (folder / "sitecustomize.py").write_text(source)
+    return {"PYTHONPATH": str(folder)}
+
+
+async def fails(opening: object) -> LaunchError:
+    with pytest.raises(LaunchError) as caught:
+        async with asyncio.timeout(SAFETY_S):
+            await opening  # type: ignore[misc]
+    await ended(*descendants(os.getpid()))
+    return caught.value
+
+
+# --- the agent -----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_python_that_cannot_start_is_told_with_its_last_words() -> None:
+    error = await fails(Cluster.local(n=2, env={"PYTHONHOME": "/nowhere"}, timeout=NEVER_S, output="quiet"))
+    assert "its agent exited with code 1" in str(error)
+    assert any("encodings" in line or "Py" in line for line in error.nodes[0].last_lines)
+    assert error.nodes[0].state == "gone"
+
+
+async def test_an_agent_that_crashes_is_told_with_its_last_words(tmp_path: Path) -> None:
+    env = broken_module(tmp_path, "import os, sys\nprint('out of order', file=sys.stderr, flush=True)\nos._exit(9)\n")
+    error = await fails(Cluster.local(n=2, env=env, timeout=NEVER_S, output="quiet"))
+    assert "its agent exited with code 9" in error.reason
+    assert error.nodes[0].last_lines == ("out of order",)
+    assert "| out of order" in str(error)
+
+
+async def test_an_agent_that_is_killed_is_told_with_the_signal(tmp_path: Path) -> None:
+    env = broken_module(tmp_path, "import os\nos.kill(os.getpid(), 9)\n")
+    error = await fails(Cluster.local(n=1, env=env, timeout=NEVER_S, output="quiet"))
+    assert "killed by signal 9" in error.reason
+
+
+async def test_a_program_that_is_not_there_is_a_launch_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    error = await fails(Cluster.local(n=1, timeout=NEVER_S, output="quiet"))
+    assert "/nowhere/python" in error.reason
+
+
+async def test_an_agent_that_never_dials_is_given_up_at_the_timeout(tmp_path: Path) -> None:
+    env = broken_module(tmp_path, "import time\ntime.sleep(3600)\n")
+    error = await fails(Cluster.local(n=1, env=env, timeout=0.5, output="quiet"))
+    assert "only 0 of at least 1 workers joined within 0.5 s" in error.reason
+    assert error.nodes[0].name == "local-1"
+
+
+async def test_an_agent_with_another_token_is_refused_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    error = await fails(_with_wrong_token())
+    assert any("token" in line for line in error.nodes[0].last_lines)
+    assert any("did not prove that it knows the token" in record.getMessage() for record in caplog.records)
+
+
+def _with_wrong_token() -> object:
+    class Forgetful(Local):
+        async def start(self, request: LaunchRequest) -> None:
+            await super().start(replace(request, token=Token.generate()))
+
+    return Cluster.start(Forgetful(), 1, timeout=NEVER_S, output="quiet")
+
+
+# --- workers ---------------------------------------------------------------------------------------------------------------
+
+
+WORKERS_DIE = """
+import os, sys, threading
+if sys.argv[0] == "-m":
+    start = threading.Thread.start
+    def die(self):
+        if self.name == "aiocluster loop":
+            print("no room for me", file=sys.stderr, flush=True)
+            os._exit(5)
+        start(self)
+    threading.Thread.start = die
+"""
+
+
+async def test_workers_that_crash_at_their_start_fail_the_launch_with_their_last_words(tmp_path: Path) -> None:
+    error = await fails(Cluster.local(n=2, env=broken_module(tmp_path, WORKERS_DIE), timeout=NEVER_S, output="quiet"))
+    assert "in a row ended while they were starting" in str(error)
+    assert "exited with code 5" in str(error)
+    assert "no room for me" in str(error)
+
+
+async def test_a_minimum_that_can_still_be_reached_is_waited_for(tmp_path: Path) -> None:
+    """The first worker to start takes the only place; the others die."""
+    once = WORKERS_DIE.replace(
+        "            print(",
+        f"            try:\n                os.close(os.open({str(tmp_path / 'taken')!r}, os.O_CREAT | os.O_EXCL))\n"
+        "                return start(self)\n            except FileExistsError:\n                pass\n            print(",
+    )
+    env = broken_module(tmp_path, once)
+    async with Cluster.local(n=(1, 3), env=env, timeout=NEVER_S, output="quiet") as cluster:
+        assert len(cluster.workers) == 1
+        assert await cluster.submit(work.square, 3) == 9
+        event = await event_of(cluster, lambda event: event.kind == "start_failed")
+        assert "no room for me" in event.text
+
+
+async def test_a_crashed_worker_whose_replacements_cannot_start_is_given_up(tmp_path: Path) -> None:
+    switch = tmp_path / "broken"
+    source = WORKERS_DIE.replace(' == "aiocluster loop":', f' == "aiocluster loop" and os.path.exists({str(switch)!r}):')
+    async with Cluster.local(n=1, env=broken_module(tmp_path, source), timeout=NEVER_S, output="quiet") as cluster:
+        assert await cluster.submit(work.square, 3) == 9
+        switch.touch()
+        send(signal.SIGKILL, *worker_pids(cluster))
+        waiting = cluster.submit(work.square, 4)
+        event = await event_of(cluster, lambda event: event.kind == "start_failed")
+        assert "no room for me" in event.text
+        with pytest.raises(Exception, match=r"cannot be placed|is lost"):
+            async with asyncio.timeout(SAFETY_S):
+                await waiting
+        assert not cluster.workers
+
+
+# --- the cluster that goes on ---------------------------------------------------------------------------------------------
+
+
+async def test_an_addition_that_fails_leaves_the_rest_as_it_was(single: Cluster) -> None:
+    with pytest.raises(LaunchError, match="its agent exited with code 1"):
+        await single.add(Local(env={"PYTHONHOME": "/nowhere"}), 2, timeout=NEVER_S)
+    assert set(single.workers) == {1}
+    assert await single.submit(work.square, 3) == 9
+    assert single.status().wanted == 1
+    agent = agent_of(worker_pids(single)[0])
+    assert set(descendants(os.getpid())) == {agent, *descendants(agent)}
+
+
+async def test_workers_that_are_added_later_are_like_the_first(single: Cluster) -> None:
+    await single.add(Local(), 1, resources={"gpu": 1})
+    assert await single.options(resources={"gpu": 1}).submit(work.own_id) == 2
+    send(signal.SIGKILL, agent_of(single.workers[1].pid))
+    await event_of(single, lambda event: event.kind == "node_lost")
+    await single.scale(2)
+    assert set(single.workers) == {2, 3}
+    with pytest.raises(Unschedulable):
+        await single.workers[3].options(resources={"gpu": 1}).submit(work.own_id)
+
+
+class Refusing:
+    """A launcher that cannot start anything."""
+
+    name = "refusing"
+    workers_per_node: int | None = 1
+
+    def __init__(self) -> None:
+        self.stopped: list[str] = []
+
+    async def start(self, request: LaunchRequest) -> None:
+        raise LaunchError("no capacity in this test")
+
+    def last_lines(self, node: str) -> Sequence[str]:
+        return ["the very last line"]
+
+    async def stop(self, node: str) -> None:
+        self.stopped.append(node)
+
+    async def close(self, grace_s: float) -> None:
+        pass
+
+
+async def test_what_a_launcher_says_is_what_is_raised_with_a_report_of_each_node() -> None:
+    launcher = Refusing()
+    error = await fails(Cluster.start(launcher, 3, timeout=NEVER_S))
+    assert error.reason == "no capacity in this test"
+    assert [node.name for node in error.nodes] == ["refusing-1", "refusing-2", "refusing-3"]
+    assert "| the very last line" in str(error)
+    assert launcher.stopped == ["refusing-1", "refusing-2", "refusing-3"]
+
+
+async def test_a_failed_launch_can_be_tried_again(single: Cluster) -> None:
+    launcher = Refusing()
+    for _ in range(2):
+        with pytest.raises(LaunchError):
+            await single.add(launcher, 1)
+    assert launcher.stopped == ["refusing-1", "refusing-2"]
+    await single.scale(2)
+    assert await single.everywhere(work.own_id) == {1: 1, 2: 2}
+
+
+async def test_a_call_does_not_wait_for_a_launch_that_failed() -> None:
+    async with Cluster.local(n=0, output="quiet", settings=Settings()) as cluster:
+        adding = asyncio.ensure_future(cluster.add(Local(env={"PYTHONHOME": "/nowhere"}), 1, timeout=NEVER_S))
+        await asyncio.sleep(0)
+        call = cluster.submit(work.square, 3)
+        with pytest.raises(LaunchError):
+            await adding
+        with pytest.raises(Exception, match="cannot be placed"):
+            async with asyncio.timeout(SAFETY_S):
+                await call
