@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import pytest
 
-from aiocluster import Cluster
+from aiocluster import Cluster, WorkerLost
 from aiocluster.config import Settings
 from aiocluster.ids import Token, new_link_id
 from aiocluster.launch.base import LaunchRequest
@@ -550,6 +550,67 @@ async def test_an_agent_cannot_end_workers_of_another_node(stage: Stage) -> None
     assert stage.cluster.workers[1].stats.process_state != "forged"
     assert set(stage.cluster.workers) == {1, 2, 3}
     await works_too(stage)
+
+
+UNHEEDED: dict[str, wire.Message] = {
+    "cancels calls that it did not make": wire.CancelCalls([1, 123_456], False),
+    "waits in a call that it does not run": wire.Yielded(123_456),
+    "goes on with a call that it does not run": wire.Resumed(123_456),
+}
+
+
+@pytest.mark.parametrize("message", UNHEEDED.values(), ids=UNHEEDED)
+async def test_a_worker_that_speaks_of_calls_that_have_ended_changes_nothing(stage: Stage, message: wire.Message) -> None:
+    """Each of these crosses with the end of a call on the wire, so that it must not be taken for a lie."""
+    await stage.worker.say(message)
+    future, calls = await stage.call()
+    await stage.worker.say(result(*calls.ids))
+    assert await future == 9
+    await works_too(stage)
+
+
+NONSENSE: dict[str, tuple[wire.Message, list[bytes]]] = {
+    "an unknown question": (wire.Ask(1, "nonsense", []), []),
+    "a question with wrong arguments": (wire.Ask(1, "workers", [1, 2, 3]), []),
+    "a call of an unknown function": (wire.Submit([1], [0], [999], b"\0", [pack(())[0]], [], []), []),
+    "a call by an unknown call": (wire.Submit([1], [123_456], [1], b"\0", [pack(())[0]], [], []), []),
+    "a function that is garbage": (wire.Functions([1], [bytes(16)], [b"\x80\x05garbage"], ["fine"]), []),
+    "a function to forget that it never sent": (wire.DropFunctions([77]), []),
+}
+
+
+@pytest.mark.parametrize(("message", "buffers"), NONSENSE.values(), ids=NONSENSE)
+async def test_a_worker_that_asks_nonsense_is_answered_or_dropped_and_hurts_nobody(
+    stage: Stage, log: Log, message: wire.Message, buffers: list[bytes]
+) -> None:
+    await stage.worker.say(message, buffers)
+    with contextlib.suppress(EOFError, ConnectionResetError, WorkerLost, KeyError):
+        future, calls = await stage.call()
+        await stage.worker.say(result(*calls.ids))
+        assert await future == 9
+    await works_too(stage)
+    assert not [line for line in log.lines if "failed" in line], log.lines
+
+
+async def test_an_agent_that_answers_what_nobody_asked_changes_nothing(stage: Stage) -> None:
+    await stage.agent.say(wire.OutputFlushed(123_456))
+    await stage.agent.say(wire.Output(999, 1, [0], ["of nobody"]))
+    await stage.agent.say(wire.WorkerStarted(999, 1))
+    await stage.agent.say(wire.WorkerExited(999, "who", False, 0, 0, 0, 0, [5], b"\0", [b""]))
+    await stage.agent.say(wire.NodeBeat(7, {"cpu": 1}, [[999, "idle", 0.0, 0, 0]]))
+    assert await stage.agent.hear() == wire.Beat(7)
+    await works_too(stage)
+
+
+async def test_a_link_is_not_given_to_somebody_else(cluster: Cluster, log: Log) -> None:
+    owner = owner_of(cluster)
+    theirs = owner.manager.worker_links[1].hello
+    async with Peer(owner) as peer:
+        await peer.pass_gate()
+        refused = await peer.refused(peer.greeting(link_id=theirs.link_id, resuming=True))
+    assert refused.code == "stale"
+    await log.line("not this peer's")
+    await works(cluster)
 
 
 async def test_a_result_that_cannot_be_loaded_fails_that_call_alone(stage: Stage) -> None:
