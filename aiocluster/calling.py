@@ -41,7 +41,7 @@ class Calling:
         Args:
             fn: any function that can be pickled: sync or `async def`, a lambda, a closure, a bound method. It travels once
                 to each worker that runs it.
-            args, kwargs: what it is called with. Large arrays travel out of band, uncopied where possible.
+            args, kwargs: what it is called with. Large arrays travel out of band; they are copied once, here.
 
         Returns: the call's future. Whatever goes wrong with the call is the future's exception: an argument that cannot be
             pickled, `Overloaded`, `Unschedulable`, `ClusterClosed`, `WorkerLost`, `CallTimeout`, or what `fn` raised, with

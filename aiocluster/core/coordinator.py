@@ -208,6 +208,7 @@ class Coordinator:
         """Have its agent kill the worker now; it is replaced like one that crashed."""
         record = self.roster.workers.get(worker_id)
         if record is not None and record.node.is_up:
+            record.killed = True
             self.effects.append(SendToNode(record.node.name, KillWorker(worker_id, reason)))
 
     def retire(self, worker_id: int, grace_s: float, now: float) -> None:
@@ -273,6 +274,8 @@ class Coordinator:
             self.worker_misbehaved(worker_id, "it gave back a call that it does not hold", now)
             return
         self._stop_if_drained(self.roster.workers[worker_id], now)
+        if self.roster.workers[worker_id].drain_until is not None:
+            self._expectation_changed()  # nobody else may be there to take what came back
 
     def yielded(self, worker_id: int, call_id: int, waiting: bool, now: float) -> None:
         """A sync call waits for another call, or computes again; one that has ended meanwhile is no matter."""
@@ -394,16 +397,16 @@ class Coordinator:
         record = node.workers.get(message.worker_id)
         if record is None:
             return
+        cause = message.cause if record.drain_until is None else f"it was retired, and its grace is over ({message.cause})"
         record.verdict = Verdict(
-            message.cause,
+            cause,
             recorded=True,
-            crashed=not message.expected,
+            crashed=not (message.expected or record.killed),
             sync_started=message.sync_started,
             sync_finished=message.sync_finished,
             async_started=message.async_started,
             item=message.item,
         )
-        record.expected_exit = message.expected
         if message.ids and record.has_place:
             known = self.dispatch.places[record.id].inflight
             rows = [row for row in range(len(message.ids)) if message.ids[row] in known]
@@ -439,7 +442,7 @@ class Coordinator:
         for record in list(node.workers.values()):
             self._drain_worker(record, message.grace_s, now)
         self._expectation_changed()
-        self._end_node_if_empty(node)
+        self._end_node_if_empty(node, now)
 
     def _drain_worker(self, record: WorkerRecord, grace_s: float, now: float) -> None:
         if record.drain_until is not None:
@@ -483,11 +486,12 @@ class Coordinator:
         for call in list(self._nested.pop(record.id, {}).values()):
             self._cancel(call, False, now)
         self._expectation_changed()
-        self._end_node_if_empty(node)
+        self._end_node_if_empty(node, now)
 
-    def _end_node_if_empty(self, node: Node) -> None:
+    def _end_node_if_empty(self, node: Node, now: float) -> None:
         """A node that shall have no workers, and has none, ends."""
         if node.is_up and node.wanted == 0 and not node.workers and self.closing is None:
+            node.apply("drain", now)  # whoever needs more workers starts another node
             self.effects.append(SendToNode(node.name, Shutdown(0.0)))
             self.effects.append(ReleaseNode(node.name, "it has no workers any more"))
 

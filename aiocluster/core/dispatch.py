@@ -16,6 +16,7 @@ from aiocluster.core.calls import DEFAULT_OPTIONS, MAX_KILLS, Call, CallState
 from aiocluster.core.functions import FunctionTable
 from aiocluster.core.places import Lane, LaneKind, WorkerPlace
 from aiocluster.core.pools import Demand, OwnPool, Pool
+from aiocluster.core.queues import rank_of
 from aiocluster.errors import AioclusterError, CallTimeout, ClusterClosed, Overloaded, Unschedulable, WorkerLost
 
 __all__ = ["Dispatch", "Ended", "Verdict"]
@@ -590,9 +591,9 @@ def _own_calls(place: WorkerPlace) -> list[Call]:
 
 
 def _urgency(pool: Pool | OwnPool) -> tuple[int, int]:
-    """Pools that compete for the same room go by their first call: by priority, then by age."""
+    """Pools that compete for the same room go by their first call: by rank, then by age."""
     head = pool.queue.head()
-    return (0, 0) if head is None else (-head.options.priority, head.id)
+    return (0, 0) if head is None else (-rank_of(head), head.id)
 
 
 def _judge(call: Call, verdict: Verdict) -> tuple[bool, bool]:

@@ -1,4 +1,7 @@
-"""A queue of calls: by priority, then in the order of arrival, with withdrawal at no cost to the others."""
+"""A queue of calls: by priority, then in the order of arrival, with withdrawal at no cost to the others.
+
+Within a priority nested calls go first: a call that has begun, and waits for them, should end before others begin.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,12 @@ from collections import deque
 
 from aiocluster.core.calls import Call, CallState
 
-__all__ = ["CallQueue"]
+__all__ = ["CallQueue", "rank_of"]
+
+
+def rank_of(call: Call) -> int:
+    """Calls of a higher rank go first."""
+    return 2 * call.options.priority + (1 if call.origin else 0)
 
 
 class CallQueue:
@@ -26,22 +34,23 @@ class CallQueue:
         return self._length
 
     def append(self, call: Call) -> None:
-        line = self._lines.get(call.options.priority)
+        rank = rank_of(call)
+        line = self._lines.get(rank)
         if line is None:
-            line = self._line(call.options.priority)
+            line = self._line(rank)
         line.append(call)
         self._length += 1
 
     def append_left(self, call: Call) -> None:
         """Put back a call that came from the head."""
-        self._line(call.options.priority).appendleft(call)
+        self._line(rank_of(call)).appendleft(call)
         self._length += 1
 
-    def _line(self, priority: int) -> deque[Call]:
-        line = self._lines.get(priority)
+    def _line(self, rank: int) -> deque[Call]:
+        line = self._lines.get(rank)
         if line is None:
-            line = self._lines[priority] = deque()
-            insort(self._order, -priority)
+            line = self._lines[rank] = deque()
+            insort(self._order, -rank)
             self._first = self._lines[-self._order[0]]
         return line
 
@@ -80,8 +89,8 @@ class CallQueue:
         self._length -= 1
         self._marks += 1
         if self._marks > 64 and self._marks > self._length:
-            for priority, line in self._lines.items():
-                self._lines[priority] = deque(one for one in line if one.state is CallState.WAITING)
+            for rank, line in self._lines.items():
+                self._lines[rank] = deque(one for one in line if one.state is CallState.WAITING)
             self._first = self._lines[-self._order[0]] if self._order else None
             self._marks = 0
 

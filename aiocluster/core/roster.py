@@ -75,7 +75,8 @@ class WorkerRecord:
     link_up: bool = False
     verdict: Verdict | None = None
     """What its agent said of its end, kept until its link has been read to the end."""
-    expected_exit: bool = False
+    killed: bool = False
+    """The manager has had it killed: what it ran is not to blame for its end."""
     settle_at: float | None = None
     """When it is taken for lost if nothing else is heard: its link broke, or it exited and the link has not ended."""
     drain_until: float | None = None

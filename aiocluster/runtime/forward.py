@@ -5,6 +5,7 @@ Arguments and results pass as bytes: the manager loads nothing of them.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from aiocluster.runtime.manager import Manager
 
 __all__ = ["ForwardHandle", "NestedCalls"]
+
+LAST_CALLS = 256
 
 
 class ForwardHandle:
@@ -43,6 +46,8 @@ class NestedCalls:
         self._worker_id = worker_id
         self._functions: dict[int, tuple[bytes, bytes, str]] = {}
         self._calls: dict[int, Call] = {}
+        self._last: OrderedDict[int, Call] = OrderedDict()
+        """The calls that ended last, for those who ask for their output."""
         self._ended: list[tuple[int, int, bytes, Sequence[Any], int]] = []
 
     def learn(self, message: Functions) -> None:
@@ -102,11 +107,16 @@ class NestedCalls:
                 self._manager.core.cancel(call, now, force=message.force)
 
     def call(self, request: int) -> Call | None:
-        return self._calls.get(request)
+        """The call, also for a while after its end."""
+        return self._calls.get(request) or self._last.get(request)
 
     def ended(self, request: int, status: int, payload: bytes, buffers: Sequence[Any], worker_id: int) -> None:
         """A nested call has its outcome: it is sent with all others of this tick."""
-        self._calls.pop(request, None)
+        call = self._calls.pop(request, None)
+        if call is not None:
+            self._last[request] = call
+            if len(self._last) > LAST_CALLS:
+                self._last.popitem(last=False)
         if not self._ended:
             self._manager.loop.call_soon(self._flush)
         self._ended.append((request, status, payload, buffers, worker_id))

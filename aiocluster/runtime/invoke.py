@@ -188,7 +188,8 @@ class Invoker:
 
     def finished(self, call: ArrivedCall) -> None:
         """The outcome of a sync call is safe: the flight recorder may forget that it runs."""
-        self._slots[SYNC_FINISHED] = call.serial
+        if call.serial > self._slots[SYNC_FINISHED]:  # one that waited for another may end after later ones
+            self._slots[SYNC_FINISHED] = call.serial
 
 
 async def _item(call: ArrivedCall, function: Callable[..., Any], item: Any, index: int, errors: dict[int, bytes]) -> Any:

@@ -59,6 +59,9 @@ class JoinCalls:
         except asyncio.CancelledError:
             raise
         except Exception as error:
+            record = manager.core.roster.workers.get(worker_id)
+            if record is not None:
+                record.node.reason = f"what must run when a worker joins failed on worker {worker_id}: {error!r}"
             logger.error("worker %d is not used: what must run when a worker joins failed there", worker_id, exc_info=error)
             manager.core.retire(worker_id, 0.0, manager.loop.time())
         else:

@@ -82,6 +82,9 @@ class Worker:
     # --- the executing thread ----------------------------------------------------------------------------------------------
 
     def _execute(self, runner: Runner, call: ArrivedCall) -> None:
+        if call.mode & wire.Mode.ASYNC and not call.cancelled:
+            self._loop.call_soon_threadsafe(self._start_async, call)  # its turn among the ordered calls has come
+            return
         if call.cancelled:
             self._post(Outcome(call.id, wire.CallStatus.CANCELLED, b"", (), call.function, 0, 0))
         else:
@@ -96,9 +99,9 @@ class Worker:
 
     def _post(self, outcome: Outcome) -> None:
         """Send the outcome on its way. It is in the black box until it has been written, for the case of a crash."""
+        self._outcomes.append(outcome)  # first: what is sent twice is known by its id, what the box forgets too early is lost
         if not outcome.buffers and len(outcome.payload) <= SAFE_PAYLOAD_BYTES:
             self._recorder.box.add(outcome.id, outcome.status, outcome.payload)
-        self._outcomes.append(outcome)
         if not self._flush_due:
             self._flush_due = True
             self._loop.call_soon_threadsafe(self._flush)

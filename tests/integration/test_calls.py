@@ -6,13 +6,14 @@ import asyncio
 import functools
 import math
 import operator
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from aiocluster import Cluster, Future
 
-from .work import add, async_square, echo, own_id, square
+from .work import add, append, async_square, echo, log_call, own_id, square
 
 
 async def test_sync_and_async_functions_give_their_results(cluster: Cluster) -> None:
@@ -129,6 +130,21 @@ async def test_calls_of_one_worker_start_in_order(cluster: Cluster, tmp_path: ob
     await asyncio.gather(*futures)
     assert futures[-1].result()[-500:] == list(range(500))
     assert {future.worker_id for future in futures} == {worker.id}
+
+
+async def test_sync_and_async_calls_of_one_worker_start_in_order(cluster: Cluster, tmp_path: Path) -> None:
+    worker = next(iter(cluster.workers.values()))
+    log = str(tmp_path / "log")
+
+    async def async_note(number: int) -> int:
+        append(log, str(number))
+        return number
+
+    futures = [
+        worker.submit(async_note if number % 3 else log_call, *([] if number % 3 else [log]), number) for number in range(60)
+    ]
+    assert await asyncio.gather(*futures) == list(range(60))
+    assert [int(line) for line in Path(log).read_text().split()] == list(range(60))
 
 
 async def test_all_workers_are_used(cluster: Cluster) -> None:
