@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aiocluster.core.calls import CallOptions
 from aiocluster.core.functions import FunctionEntry
-from aiocluster.errors import WorkerLost
+from aiocluster.errors import ClusterClosed, WorkerLost
 from aiocluster.runtime.futures import Future
 
 if TYPE_CHECKING:
@@ -54,8 +54,8 @@ class JoinCalls:
             while done < len(self._calls):  # one may be added meanwhile
                 await self.call_on(worker_id, self._calls[done])
                 done += 1
-        except WorkerLost:
-            return  # its replacement is prepared in its turn
+        except (WorkerLost, ClusterClosed):
+            return  # its replacement, if there is one, is prepared in its turn
         except asyncio.CancelledError:
             raise
         except Exception as error:

@@ -1,0 +1,114 @@
+"""What must run on each new worker runs before it takes calls, and a worker on which it fails takes none."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from aiocluster import Cluster, ClusterClosed, LaunchError, WorkerLost, get_worker
+
+from . import work
+from .conftest import SAFETY_S, Fifos, event_of
+from .processes import send
+
+
+def fail_on_later(first: int) -> int:
+    """Prepare the workers up to this id; fail on all others."""
+    if get_worker().id > first:
+        raise LookupError(f"worker {get_worker().id} is not welcome")
+    return get_worker().id
+
+
+async def test_calls_wait_until_a_new_worker_is_prepared(single: Cluster, fifos: Fifos) -> None:
+    begun, go_on = fifos.new(), fifos.new()
+
+    def prepare() -> None:
+        if get_worker().id > 1:
+            work.announce_and_wait(begun, go_on)
+        work.remember("prepared")
+
+    await single.everywhere(prepare, on_join=True)
+    scaled = asyncio.ensure_future(single.scale(2))
+    await fifos.read(begun)
+    calls = [single.submit(work.recall) for _ in range(200)]
+    assert set(await asyncio.gather(*calls)) == {"prepared"}
+    assert {call.worker_id for call in calls} == {1}
+    assert not scaled.done()
+    fifos.release(go_on)
+    await scaled
+    assert await single.everywhere(work.recall) == {1: "prepared", 2: "prepared"}
+
+
+async def test_a_worker_that_cannot_be_prepared_takes_no_call_and_fails_the_scaling(
+    single: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert await single.everywhere(fail_on_later, 1, on_join=True) == {1: 1}
+    with pytest.raises(LaunchError) as caught:
+        async with asyncio.timeout(SAFETY_S):
+            await single.scale(3)
+    assert "is not welcome" in str(caught.value)
+    await event_of(single, lambda event: event.kind == "worker_retired" and event.worker_id == 2)
+    await event_of(single, lambda event: event.kind == "worker_retired" and event.worker_id == 3)
+    assert any("is not used" in record.getMessage() for record in caplog.records)
+    assert set(await single.map(work.identify, range(200))) == {1}
+    assert set(single.workers) == {1}
+    assert single.status().wanted == 1
+
+
+async def test_a_replacement_that_cannot_be_prepared_leaves_no_call_waiting(cluster: Cluster) -> None:
+    await cluster.everywhere(fail_on_later, 2, on_join=True)
+    send(signal.SIGKILL, cluster.workers[1].pid)
+    await event_of(cluster, lambda event: event.kind == "worker_retired" and event.worker_id == 3)
+    assert set(await cluster.map(work.identify, range(200))) == {2}
+    send(signal.SIGKILL, cluster.workers[2].pid)
+    with pytest.raises(Exception, match=r"cannot be placed|never started"):
+        async with asyncio.timeout(SAFETY_S):
+            await cluster.submit(work.square, 3)
+
+
+async def test_a_cluster_that_closes_while_a_worker_is_prepared_complains_of_nothing(
+    single: Cluster, fifos: Fifos, caplog: pytest.LogCaptureFixture
+) -> None:
+    begun = fifos.new()
+
+    def prepare() -> None:
+        if get_worker().id > 1:
+            work.announce_and_sleep(begun)
+
+    await single.everywhere(prepare, on_join=True)
+    scaled = asyncio.ensure_future(single.scale(2))
+    await fifos.read(begun)
+    await single.close()
+    with pytest.raises((ClusterClosed, LaunchError)):
+        async with asyncio.timeout(SAFETY_S):
+            await scaled
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+async def test_a_worker_that_dies_while_it_is_prepared_is_replaced(single: Cluster, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+
+    def prepare() -> None:
+        work.append(str(log), str(get_worker().id))
+        if get_worker().id == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    await single.everywhere(prepare, on_join=True)
+    await single.scale(2)
+    assert set(single.workers) == {1, 3}
+    assert log.read_text().split() == ["1", "2", "3"]
+
+
+async def test_a_preparation_that_is_lost_here_still_holds_for_later_workers(single: Cluster, tmp_path: Path) -> None:
+    """It kills the first worker; its replacement is prepared by the same call, once, and survives."""
+    log = tmp_path / "log"
+    with pytest.raises(ExceptionGroup) as caught:
+        await single.everywhere(work.die_at_first, str(log), 1, on_join=True)
+    assert isinstance(caught.value.exceptions[0], WorkerLost)
+    await single.wait_for_workers(1, timeout=SAFETY_S)
+    assert set(single.workers) == {2}
+    assert len(log.read_text().split()) == 2
