@@ -389,3 +389,29 @@ async def yield_and_square(x: int) -> int:
     for _ in range(5):
         await asyncio.sleep(0)
     return x * x
+
+
+def _spring() -> Any:
+    raise RuntimeError("the trap")
+
+
+class Trap:
+    """Raises where it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return _spring, ()
+
+
+class Bomb:
+    """Ends the process that unpickles it."""
+
+    def __reduce__(self) -> Any:
+        return os._exit, (9,)
+
+
+def spin_and_note_cancel(path: str, log: str) -> None:
+    try:
+        announce_and_spin(path)
+    except asyncio.CancelledError:
+        append(log, "cancelled")
+        raise
