@@ -21,6 +21,8 @@ class ArrivedCall:
     """One call on its worker."""
 
     __slots__ = (
+        "after",
+        "begun",
         "buffers",
         "cancelled",
         "function",
@@ -45,6 +47,11 @@ class ArrivedCall:
         """Seconds to its deadline when it arrived."""
         self.name: str | None = None
         self.started = False
+        """It is out of the line: it runs, or is about to."""
+        self.begun = False
+        """Its first line has run; set for `async def` calls."""
+        self.after: ArrivedCall | None = None
+        """The ordered `async def` call before it: it must have begun first."""
         self.cancelled = False
         self.runner: Any = None
         """What executes it: the shell's own."""
@@ -57,6 +64,7 @@ class Inbox:
         self.waiting: deque[ArrivedCall] = deque()
         """Calls for the executing thread, in the order in which they start."""
         self.held: dict[int, ArrivedCall] = {}
+        self._last_ordered: ArrivedCall | None = None
 
     def receive(self, message: Calls, buffers: Sequence[Any]) -> list[ArrivedCall]:
         """Take in a frame of calls. Returns the `async def` calls to start now; sync ones wait for the executing thread.
@@ -79,10 +87,15 @@ class Inbox:
             ]
         for call in arrived:
             held[call.id] = call
-            if not call.mode & ASYNC or (call.mode & ORDERED and waiting):
-                waiting.append(call)
-            else:
+            previous = None
+            if call.mode & ORDERED:
+                previous, self._last_ordered = self._last_ordered, call
+            if call.mode & ASYNC and not (call.mode & ORDERED and waiting):
                 start_now.append(call)
+                continue
+            if previous is not None and previous.mode & ASYNC and not previous.begun:
+                call.after = previous
+            waiting.append(call)
         return start_now
 
     def take(self) -> ArrivedCall | None:

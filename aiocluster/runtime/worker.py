@@ -82,14 +82,18 @@ class Worker:
     # --- the executing thread ----------------------------------------------------------------------------------------------
 
     def _execute(self, runner: Runner, call: ArrivedCall) -> None:
-        if call.mode & wire.Mode.ASYNC and not call.cancelled:
-            self._loop.call_soon_threadsafe(self._start_async, call)  # its turn among the ordered calls has come
+        if call.after is not None:
+            self._wait_for_begin(call.after)
+            call.after = None
+        if call.mode & wire.Mode.ASYNC:  # its turn among the ordered calls has come
+            self._loop.call_soon_threadsafe(self._start_async, call)
+            self._wait_for_begin(call)
             return
         if call.cancelled:
             self._post(Outcome(call.id, wire.CallStatus.CANCELLED, b"", (), call.function, 0, 0))
         else:
             if self._outcomes and self._busy_ns.get(call.function, PATIENT_NS) >= PATIENT_NS:
-                self._let_results_go()
+                self._turn_loop()
             outcome = self._invoker.run(runner, call)
             if outcome.items:
                 self._busy_ns[call.function] = outcome.ns
@@ -106,11 +110,16 @@ class Worker:
             self._flush_due = True
             self._loop.call_soon_threadsafe(self._flush)
 
-    def _let_results_go(self) -> None:
-        """Wait until the loop has taken what is finished: the next call may hold the interpreter for long."""
-        gone = threading.Event()
-        self._loop.call_soon_threadsafe(gone.set)
-        gone.wait()
+    def _turn_loop(self) -> None:
+        """Wait until the loop has done what it was asked for, such as sending what is finished."""
+        turned = threading.Event()
+        self._loop.call_soon_threadsafe(turned.set)
+        turned.wait()
+
+    def _wait_for_begin(self, call: ArrivedCall) -> None:
+        """Wait until an `async def` call has begun, which takes a turn of the loop or two."""
+        while not call.begun:
+            self._turn_loop()
 
     def _report(self, call: ArrivedCall, waiting: bool) -> None:
         message = wire.Yielded(call.id) if waiting else wire.Resumed(call.id)
@@ -229,7 +238,8 @@ class Worker:
             return
         task = self._tasks.get(call)
         if task is not None:
-            task.cancel()
+            if call.begun:  # else it will find that it was cancelled: a task that has not begun would end without a word
+                task.cancel()
         elif not self._nested.caller_cancelled(call):
             self.executor.interrupt(call)
 

@@ -13,7 +13,7 @@ import pytest
 
 from aiocluster import Cluster, Future
 
-from .work import add, append, async_square, echo, log_call, own_id, square
+from .work import add, append, async_square, echo, log_call, own_id, read_lines, square
 
 
 async def test_sync_and_async_functions_give_their_results(cluster: Cluster) -> None:
@@ -144,7 +144,7 @@ async def test_sync_and_async_calls_of_one_worker_start_in_order(cluster: Cluste
         worker.submit(async_note if number % 3 else log_call, *([] if number % 3 else [log]), number) for number in range(60)
     ]
     assert await asyncio.gather(*futures) == list(range(60))
-    assert [int(line) for line in Path(log).read_text().split()] == list(range(60))
+    assert [int(line) for line in read_lines(log)] == list(range(60))
 
 
 async def test_all_workers_are_used(cluster: Cluster) -> None:

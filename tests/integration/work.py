@@ -55,6 +55,11 @@ def append(path: str, text: str) -> None:
         os.close(descriptor)
 
 
+def read_lines(path: str) -> list[str]:
+    with open(path) as file:
+        return file.read().split()
+
+
 def announce_and_sleep(path: str, seconds: float = 3600) -> None:
     announce(path)
     time.sleep(seconds)
