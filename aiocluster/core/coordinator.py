@@ -12,7 +12,7 @@ from typing import Any
 from aiocluster.config import Settings
 from aiocluster.core.batches import calls_messages
 from aiocluster.core.calls import Call, CallState
-from aiocluster.core.dispatch import Dispatch, Ended, Verdict
+from aiocluster.core.dispatch import Dispatch, Ended
 from aiocluster.core.effects import (
     DropNode,
     DropWorker,
@@ -28,6 +28,7 @@ from aiocluster.core.effects import (
 )
 from aiocluster.core.functions import FunctionTable
 from aiocluster.core.roster import Node, NodeState, Roster, WorkerRecord, WorkerState
+from aiocluster.core.verdicts import Verdict
 from aiocluster.errors import AioclusterError, ClusterClosed, ProtocolError
 from aiocluster.wire.messages import (
     Beat,

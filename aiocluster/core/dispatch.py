@@ -7,45 +7,24 @@ futures. Every call that is accepted by `submit` is returned exactly once: by `f
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from aiocluster.config import Settings
 from aiocluster.core.calls import DEFAULT_OPTIONS, MAX_KILLS, Call, CallState
+from aiocluster.core.deadlines import Deadlines
 from aiocluster.core.functions import FunctionTable
 from aiocluster.core.places import Lane, LaneKind, WorkerPlace
 from aiocluster.core.pools import Demand, OwnPool, Pool
 from aiocluster.core.queues import rank_of
+from aiocluster.core.recalls import Recalls
+from aiocluster.core.verdicts import Verdict, judge
 from aiocluster.errors import AioclusterError, CallTimeout, ClusterClosed, Overloaded, Unschedulable, WorkerLost
 
-__all__ = ["Dispatch", "Ended", "Verdict"]
+__all__ = ["Dispatch", "Ended"]
 
 SENT, ENDED, WAITING, ABANDONED = CallState.SENT, CallState.ENDED, CallState.WAITING, CallState.ABANDONED
 CHUNK = 1
-
-RECALL_LOAD_S = 0.0003
-"""Work worth calling back: less is done before the question has gone there and back."""
-RECALL_AFTER_S = 0.001
-"""A worker that has finished nothing for so long may sit on a call far longer than its estimate."""
-RECALL_AGAIN_S = 1.0
-"""A worker whose calls nobody else could take is asked again after twice as long each time, up to this."""
-
-
-class Verdict(NamedTuple):
-    """What is known about a worker that is gone.
-
-    `recorded`: its flight recorder was read, so `sync_started`, `sync_finished`, `async_started` (call serials) and `item` (items
-    of a running chunk that had started) are facts. `crashed`: it ended by itself, so the call it ran is to blame.
-    """
-
-    cause: str
-    recorded: bool = False
-    crashed: bool = False
-    sync_started: int = 0
-    sync_finished: int = 0
-    async_started: int = 0
-    item: int = 0
 
 
 class Ended(NamedTuple):
@@ -53,14 +32,6 @@ class Ended(NamedTuple):
 
     call: Call
     error: AioclusterError
-
-
-class _Vain(NamedTuple):
-    """A recall that moved nothing. With a delay of 0 the worker had nothing to give back, up to that serial."""
-
-    until: float
-    delay_s: float
-    serial: int
 
 
 class Dispatch:
@@ -83,13 +54,8 @@ class Dispatch:
         self._lost: dict[int, str] = {}
         self._expecting = False
         self._closed: ClusterClosed | None = None
-        self._deadlines: list[tuple[float, int, Call]] = []
-        self._dead_deadlines = 0
-        self._recall_at: float | None = None
-        self._vain: dict[WorkerPlace, _Vain] = {}
-        """Workers whose last recall moved nothing."""
-        self._asked: dict[WorkerPlace, int] = {}
-        """The next serial of workers when they were asked to give calls back."""
+        self.deadlines = Deadlines()
+        self._recalls = Recalls()
         self.pending_calls = 0
         self.pending_bytes = 0
         self.ended_calls = 0
@@ -147,14 +113,13 @@ class Dispatch:
             for pool in lane.pools[:]:
                 if isinstance(pool, Pool):
                     pool.leave(place)
-        self._vain.pop(place, None)
-        self._asked.pop(place, None)
+        self._recalls.forget(place)
         self._wakes.pop(place.own, None)
         if place.own_nested is not None:
             self._wakes.pop(place.own_nested, None)
         ended: list[Ended] = []
         again: list[Call] = []
-        judged = [(call, *_judge(call, verdict)) for call in place.inflight.values()]
+        judged = [(call, *judge(call, verdict)) for call in place.inflight.values()]
         # Each that had started may be to blame where none is known to have been running, or one that may have been made by
         # another of them: else it could kill forever.
         all_suspect = not any(running and not call.origin for call, _, running in judged)
@@ -222,7 +187,7 @@ class Dispatch:
         self.pending_calls = pending_calls + 1
         self.pending_bytes = pending_bytes
         if call.deadline is not None:
-            heapq.heappush(self._deadlines, (call.deadline, call.id, call))
+            self.deadlines.add(call)
         return None
 
     def _constrained_pool(self, call: Call, kind: LaneKind) -> Pool | OwnPool | AioclusterError:
@@ -339,7 +304,7 @@ class Dispatch:
             call.payload = b""
             call.buffers = ()
             if call.deadline is not None:
-                self._dead_deadlines += 1
+                self.deadlines.ended()
         held -= len(inflight)
         self.pending_calls -= held
         self.ended_calls += held
@@ -358,7 +323,6 @@ class Dispatch:
         Returns: calls that had ended for their callers meanwhile need no more: they are dropped; whether all were its own.
         """
         place = self.places[id]
-        place.recalling = False
         dropped: list[Call] = []
         honest = True
         back: list[Call] = []
@@ -373,7 +337,7 @@ class Dispatch:
                 dropped.append(call)
             else:
                 back.append(call)
-        self._note_recall(place, back, now)
+        self._recalls.answered(place, back, now)
         back.sort(key=lambda call: call.serial, reverse=True)
         for call in back:
             self._put_back(call)
@@ -382,33 +346,11 @@ class Dispatch:
 
     def recalls(self, now: float) -> list[tuple[WorkerPlace, int]]:
         """Workers that should give back calls that have not started, because others have nothing to do."""
-        self._recall_at = None
-        general = self._general[LaneKind.SYNC]
-        idle = general.placement.idle
-        if not idle or not self._stacked or general.queue:
+        general = self._sync_pool
+        if not general.placement.idle or not self._stacked or general.queue:
+            self._recalls.due = None
             return []
-        asked: list[tuple[WorkerPlace, int]] = []
-        for place in self._stacked:
-            if place.recalling:
-                idle -= 1
-            else:
-                lane = place.lanes[LaneKind.SYNC]
-                due = place.progress_at + RECALL_AFTER_S
-                vain = self._vain.get(place)
-                if vain is not None:
-                    if vain.delay_s == 0.0 and vain.serial == place.next_serial:
-                        continue  # it has nothing to give back, and was sent nothing since
-                    due = max(due, vain.until)
-                if now >= due or (vain is None and lane.load >= RECALL_LOAD_S):
-                    place.recalling = True
-                    self._asked[place] = place.next_serial
-                    asked.append((place, max(1, lane.computing // 2)))
-                    idle -= 1
-                elif self._recall_at is None or due < self._recall_at:
-                    self._recall_at = due
-            if idle <= 0:
-                break
-        return asked
+        return self._recalls.choose(self._stacked, general.placement.idle, now)
 
     def yielded(self, id: int, call_id: int, waiting: bool) -> bool:
         """A sync call waits for another call (its place is free), or computes again. False if the worker does not hold it."""
@@ -438,18 +380,7 @@ class Dispatch:
     def expire(self, now: float) -> list[tuple[Ended, WorkerPlace | None]]:
         """End every call whose deadline has passed; with the worker that must be told, if it was sent."""
         ended: list[tuple[Ended, WorkerPlace | None]] = []
-        deadlines = self._deadlines
-        while deadlines and deadlines[0][0] <= now:
-            call = heapq.heappop(deadlines)[2]
-            if call.state is ENDED:
-                self._dead_deadlines -= 1
-                continue
-            if call.state is WAITING:
-                call.deadline = None
-            else:  # it keeps its deadline for calls that it makes before it hears of this; it is not in the heap any more
-                self._dead_deadlines -= 1
-            if call.state is ABANDONED:
-                continue
+        for call in self.deadlines.expire(now):
             timeout_s = call.options.timeout_s
             error = CallTimeout(call.name, timeout_s if timeout_s is not None else 0.0)
             ended.append((Ended(call, error), self.cancel(call)))
@@ -458,15 +389,8 @@ class Dispatch:
     @property
     def next_deadline(self) -> float | None:
         """When `expire` or `recalls` has something to do."""
-        deadlines = self._deadlines
-        if self._dead_deadlines > 64 and self._dead_deadlines * 2 > len(deadlines):
-            deadlines[:] = [entry for entry in deadlines if entry[2].state is not ENDED]
-            heapq.heapify(deadlines)
-            self._dead_deadlines = 0
-        due = deadlines[0][0] if deadlines else None
-        if self._recall_at is not None and (due is None or self._recall_at < due):
-            return self._recall_at
-        return due
+        due, recall_at = self.deadlines.due, self._recalls.due
+        return recall_at if due is None or (recall_at is not None and recall_at < due) else due
 
     def close(self, error: ClusterClosed) -> list[Ended]:
         """End every call that is held, and take no more."""
@@ -507,21 +431,6 @@ class Dispatch:
         place.bytes -= call.size
         if call.options.resources:
             place.reserve(call, -1)
-
-    def _note_recall(self, place: WorkerPlace, back: list[Call], now: float) -> None:
-        """Remember whether asking the worker was any use: else it would be asked again at once, and for ever."""
-        asked = self._asked.pop(place, place.next_serial)
-        if not back:
-            self._vain[place] = _Vain(now, 0.0, asked)
-            return
-        for call in back:
-            pool = call.pool
-            if isinstance(pool, Pool) and pool.placement.idle:
-                self._vain.pop(place, None)
-                return
-        before = self._vain.get(place)
-        delay_s = min(max(RECALL_AFTER_S, 2 * before.delay_s if before is not None else 0.0), RECALL_AGAIN_S)
-        self._vain[place] = _Vain(now + delay_s, delay_s, 0)
 
     def _own_pool(self, place: WorkerPlace) -> OwnPool:
         pool = OwnPool(place, self._wakes)
@@ -571,7 +480,7 @@ class Dispatch:
         call.payload = b""
         call.buffers = ()
         if call.deadline is not None:
-            self._dead_deadlines += 1
+            self.deadlines.ended()
 
     def _sweep(self) -> list[Ended]:
         """End the calls of pools that no worker can serve: none that is on its way either, and an id is never given again."""
@@ -594,15 +503,3 @@ def _urgency(pool: Pool | OwnPool) -> tuple[int, int]:
     """Pools that compete for the same room go by their first call: by rank, then by age."""
     head = pool.queue.head()
     return (0, 0) if head is None else (-rank_of(head), head.id)
-
-
-def _judge(call: Call, verdict: Verdict) -> tuple[bool, bool]:
-    """Whether the call may have started, and whether it is known to have been running when its worker ended."""
-    if not verdict.recorded:
-        return True, False
-    assert call.lane is not None
-    if call.lane.kind is not LaneKind.SYNC:
-        return call.serial <= verdict.async_started, False
-    if call.serial > verdict.sync_started:
-        return False, False
-    return True, call.serial == verdict.sync_started and verdict.sync_started > verdict.sync_finished

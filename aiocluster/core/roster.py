@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from aiocluster.core.dispatch import Verdict
+from aiocluster.core.verdicts import Verdict
 from aiocluster.errors import ProtocolError
 
 __all__ = ["Node", "NodeState", "Roster", "WorkerRecord", "WorkerState"]

@@ -407,7 +407,7 @@ class Checker:
     def over(self) -> None:
         """The cluster is closed and all its nodes have ended."""
         dispatch = self.cluster.core.dispatch
-        waiting = any(call.state is not CallState.ENDED for _, _, call in dispatch._deadlines)
+        waiting = any(call.state is not CallState.ENDED for _, _, call in dispatch.deadlines._heap)
         if dispatch.places or dispatch.pending_calls or dispatch.pending_bytes or waiting:
             self._complain("bookkeeping", f"after the end: {list(dispatch.places)}, {dispatch.pending_calls} calls pending")
         if self.cluster.core._nested:

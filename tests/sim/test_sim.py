@@ -83,12 +83,12 @@ Mutation = Callable[[pytest.MonkeyPatch], None]
 
 def never_started(patch: pytest.MonkeyPatch) -> None:
     """Calls that had started when their worker ended are taken for ones that had not: they run twice."""
-    patch.setattr(dispatch, "_judge", lambda call, verdict: (False, False))
+    patch.setattr(dispatch, "judge", lambda call, verdict: (False, False))
 
 
 def all_started(patch: pytest.MonkeyPatch) -> None:
     """Calls that never started are lost with their worker."""
-    patch.setattr(dispatch, "_judge", lambda call, verdict: (True, False))
+    patch.setattr(dispatch, "judge", lambda call, verdict: (True, False))
 
 
 def drops_moved_calls(patch: pytest.MonkeyPatch) -> None:
@@ -120,7 +120,7 @@ def hears_the_dead(patch: pytest.MonkeyPatch) -> None:
 
 
 def forgets_deadlines(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Dispatch, "expire", lambda self, now: self._deadlines.clear() or [])
+    patch.setattr(Dispatch, "expire", lambda self, now: self.deadlines.expire(now) and [])
 
 
 def oversubscribes(patch: pytest.MonkeyPatch) -> None:

@@ -185,7 +185,7 @@ def test_call_that_is_out_of_time_keeps_its_deadline_for_the_calls_it_makes() ->
     assert isinstance(bench.error_of(call), CallTimeout)
     assert bench.core.dispatch.places[1].inflight[call.id].deadline == 0.5
     bench.core.results(1, Results([call.id], b"\x02", [b""], [], []), (), bench.now)
-    assert bench.core.dispatch._dead_deadlines == 0
+    assert bench.core.dispatch.deadlines.dead == 0
 
 
 def test_cancelled_call_keeps_its_deadline_after_it_has_passed() -> None:
@@ -354,5 +354,5 @@ def test_what_is_remembered_of_recalls_ends_with_the_worker() -> None:
     recalls(bench, 0.01)
     bench.core.returned(1, Returned([]), bench.now)
     bench.exit(1)
-    assert not bench.core.dispatch._vain
-    assert not bench.core.dispatch._asked
+    assert not bench.core.dispatch._recalls.vain
+    assert not bench.core.dispatch._recalls.asked
