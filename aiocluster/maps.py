@@ -270,11 +270,16 @@ class _Run:
         """How many items may be pulled now for the next chunk; 0 if none."""
         if self._stopped or self._failure is not None:
             return 0
-        workers = max(1, self._backend.worker_count())
+        workers = max(1, self._worker_count())
         if len(self._in_flight) >= self._chunks_a_worker * workers + 1:
             return 0
         ahead = self._pulled - (self.taken if self._streaming else self._done)
         return max(0, min(self._chunk_items(workers), self._limit - ahead))
+
+    def _worker_count(self) -> int:
+        """How many workers may take chunks."""
+        count = self._backend.worker_count()
+        return count if self._options.workers is None else min(count, len(self._options.workers))
 
     def _chunk_items(self, workers: int) -> int:
         if self._chunk_size is not None:
@@ -404,7 +409,7 @@ class _Run:
         else:
             self._results.extend(values)
         if self._reporter is not None:
-            self._reporter.advance(self._done, workers=self._backend.worker_count())
+            self._reporter.advance(self._done, workers=self._worker_count())
 
     def chunk_failed(self, chunk: _Chunk, error: BaseException) -> None:
         """A chunk has no results. What never started goes elsewhere, what may have run as its options say."""
