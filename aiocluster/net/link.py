@@ -149,6 +149,16 @@ class Link:
         return self._ledger.received
 
     @property
+    def sent(self) -> int:
+        """Numbered frames sent, ever."""
+        return self._ledger.sent
+
+    @property
+    def acked(self) -> int:
+        """How many of them the peer has said to have."""
+        return self._ledger.acked
+
+    @property
     def deadline(self) -> float | None:
         """When a link that is down can be resumed no more, in loop time."""
         return self._ledger.deadline

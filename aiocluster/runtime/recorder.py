@@ -1,7 +1,7 @@
 """The flight recorder: a few words of memory that a worker shares with its agent, and that outlive the worker.
 
     0 .. 63        eight u64 slots: what has started and finished
-    64 .. end      the black box: results that are finished and not yet written to the socket
+    64 .. end      the black box: results that are finished and that the manager may not have yet
 
 The worker only assigns: a slot costs as much as an item of a list. The agent reads after the worker's end, and believes nothing
 that does not make sense: a process that crashed may have written anything.
@@ -33,7 +33,8 @@ __all__ = [
 
 SYNC_STARTED, SYNC_FINISHED, ASYNC_STARTED, ITEM, READY, BOX_WRITTEN, BOX_END = range(7)
 SLOTS_BYTES = 64
-RECORDER_BYTES = 64 * 1024
+RECORDER_BYTES = 256 * 1024
+"""As many results of tiny calls as a link leaves unacknowledged."""
 BOX_BYTES = RECORDER_BYTES - SLOTS_BYTES
 _ENTRY = Struct("=QBI")
 ENTRY_BYTES = _ENTRY.size
@@ -54,7 +55,7 @@ _pack_entry_of = _Packers()
 
 
 class BlackBox:
-    """Finished results that may not have been written to the socket: a ring from `BOX_WRITTEN` to `BOX_END`.
+    """Finished results that the manager may not have: a ring from `BOX_WRITTEN` to `BOX_END`.
 
     Both count bytes from the worker's beginning and never go back: the executing thread moves only `BOX_END`, the loop's thread
     only `BOX_WRITTEN`, so neither needs a lock. An entry that does not fit before the end of the memory begins at its beginning.
@@ -74,9 +75,9 @@ class BlackBox:
         """Up to where results have been added, for `written`."""
 
     def add(self, call_id: int, status: int, payload: bytes) -> bool:
-        """Keep a result. False if there is no room: it is lost with the process if that ends before it is sent.
+        """Keep a result. False if there is no room: it is lost with the process if that ends before it has arrived.
 
-        A result of up to half the box always fits when all before it are written.
+        A result of up to half the box always fits when all before it have arrived.
         """
         size = len(payload)
         end = self.end + ENTRY_BYTES + size
@@ -101,7 +102,7 @@ class BlackBox:
         return self.end + size <= self._room_until
 
     def written(self, up_to: int) -> None:
-        """All results up to there, an `end` of before, are in the kernel."""
+        """All results up to there, an `end` of before, have arrived."""
         if up_to > self._written:
             self._written = self._slots[BOX_WRITTEN] = up_to
 
@@ -114,7 +115,7 @@ class Reading(NamedTuple):
     async_started: int
     item: int
     results: list[tuple[int, int, bytes]]
-    """Call id, status and payload of results that may not have been sent."""
+    """Call id, status and payload of results that may not have arrived."""
 
 
 class Recorder:

@@ -66,6 +66,8 @@ class Worker:
         self._invoker = Invoker(self._functions, recorder.slots, self._streams.call_ended)
         self.executor = Executor(self._inbox, self._execute, self._report, self._stopped)
         self._outcomes: deque[Outcome] = deque()
+        self._unacked: deque[tuple[int, int]] = deque()
+        """Frames of results that the manager may not have: their number, and up to where the black box holds them."""
         self._flush_due = False
         self._loop: asyncio.AbstractEventLoop
         self._link: Link | None = None
@@ -278,17 +280,23 @@ class Worker:
                     row[2] += ns
         if ids:
             self._send(wire.Results(ids, bytes(statuses), payloads, counts, list(busy.values())), buffers)
-            if self._link is not None:
-                self._link.flush()
-            self._loop.call_soon(self._written, mark)
+            link = self._link
+            if link is not None:
+                link.flush()
+                self._unacked.append((link.sent, mark))
+                self._forget_acked(link.acked)
 
-    def _written(self, mark: int) -> None:
-        """The black box may forget what the kernel has: it will be read even if this process dies."""
-        link = self._link
-        if link is not None and link.connected and link.unsent_bytes == 0:
-            self._recorder.box.written(mark)
-        elif not self._ending:
-            self._loop.call_later(0.005, self._written, mark)
+    def _forget_acked(self, acked: int) -> None:
+        """The black box may forget what the manager says that it has.
+
+        What the kernel has taken is not enough: a manager that writes to a process that has just died gets a broken pipe, and
+        with it loses what it had not read yet.
+        """
+        unacked = self._unacked
+        mark = 0
+        while unacked and unacked[0][0] <= acked:
+            mark = unacked.popleft()[1]
+        self._recorder.box.written(mark)
 
     def _shut_down(self, grace_s: float) -> None:
         """End when the running sync call has ended, or the grace is over."""

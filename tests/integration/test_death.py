@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
+import select
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -284,3 +286,40 @@ async def test_a_manager_that_blocks_its_own_loop_declares_nobody_lost(quick: Cl
     time.sleep(2)  # noqa: ASYNC251  # again, with nothing to do
     assert await quick.map(work.square, range(100)) == [n * n for n in range(100)]
     assert losses(quick) == []
+
+
+@contextlib.contextmanager
+def watched(descriptor: int) -> Iterator[Callable[[], bool]]:
+    """Blocks until the descriptor is readable, and says whether it is."""
+    try:
+        yield lambda: bool(select.select([descriptor], [], [], SAFETY_S)[0])
+    finally:
+        os.close(descriptor)
+
+
+async def test_results_that_have_left_a_dead_worker_are_not_lost_where_the_manager_writes_to_it(
+    single: Cluster, fifos: Fifos, tmp_path: Path
+) -> None:
+    """Writing to a process that has just died breaks the connection, and what it had sent before is never read."""
+    log, begun = tmp_path / "log", fifos.new()
+
+    def note(number: int) -> int:
+        work.append(str(log), str(number))
+        if number == 120:
+            work.announce_and_sleep(begun)
+        return number
+
+    await asyncio.gather(*[single.submit(note, n) for n in range(100)])  # from now on it is known to be short, and sent ahead
+    futures = [single.submit(note, n) for n in range(100, 121)]
+    await asyncio.sleep(0)
+    with watched(os.open(begun, os.O_RDWR)) as told:  # the loop stands still: nothing that the worker sends is read
+        assert told()
+    pid = single.workers[1].pid
+    with watched(os.pidfd_open(pid)) as gone:
+        send(signal.SIGKILL, pid)
+        assert gone()
+    futures += [single.submit(note, n) for n in range(121, 200)]
+    outcomes = await asyncio.gather(*futures, return_exceptions=True)
+    assert isinstance(outcomes.pop(20), WorkerLost)
+    assert outcomes == [n for n in range(100, 200) if n != 120]
+    assert counts(log) == Counter(range(200))

@@ -92,7 +92,7 @@ def test_what_is_added_and_not_written_is_read_however_often_the_memory_goes_rou
     largest = 1024
     kept: list[tuple[int, int, bytes]] = []
     marks: list[int] = []
-    for call_id in range(1500):
+    for call_id in range(6000):
         payload = rng.randbytes(rng.choice([0, 8, rng.randrange(largest), largest]))
         if worker.box.add(call_id, call_id % 4, payload):
             kept.append((call_id, call_id % 4, payload))
