@@ -140,9 +140,7 @@ async def test_sync_and_async_calls_of_one_worker_start_in_order(cluster: Cluste
         append(log, str(number))
         return number
 
-    futures = [
-        worker.submit(async_note if number % 3 else log_call, *([] if number % 3 else [log]), number) for number in range(60)
-    ]
+    futures = [worker.submit(async_note, number) if number % 3 else worker.submit(log_call, log, number) for number in range(60)]
     assert await asyncio.gather(*futures) == list(range(60))
     assert [int(line) for line in read_lines(log)] == list(range(60))
 
