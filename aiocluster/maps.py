@@ -253,6 +253,7 @@ class _Run:
         self._stopped = True
         if self._puller is not None:
             self._puller.stop()
+            self._puller = None  # it refers to this run: the source is let go of now, and not when the collector comes
         in_flight, self._in_flight = self._in_flight, {}
         for chunk in in_flight:
             if chunk.call is not None:
@@ -297,6 +298,8 @@ class _Run:
 
     def pump(self) -> None:
         """Pull and send what there is room for."""
+        if self._stopped:
+            return
         if self._puller is not None:
             self._exhausted = self._puller.exhausted
             if self._puller.error is not None and self._failure is None:

@@ -164,7 +164,8 @@ class Coordinator:
         node.reason, node.link_up = reason, False
         self.effects.append(DropNode(name, reason))
         self.effects.append(ReleaseNode(name, reason))
-        self._publish(now, "node_failed" if failed else "node_lost", node, 0, reason)
+        kind = "node_failed" if failed else "node_lost"
+        self._publish(now, kind if self.closing is None else "node_released", node, 0, reason)
         for record in list(node.workers.values()):
             verdict = record.verdict or Verdict(f"its node {name} is lost: {reason}")
             self._lose_worker(record, verdict, now)
@@ -474,7 +475,7 @@ class Coordinator:
     def _lose_worker(self, record: WorkerRecord, verdict: Verdict, now: float) -> None:
         """The worker is gone for good: judge its calls, replace it if its node lives and wants another."""
         node = record.node
-        retired = record.drain_until is not None
+        retired = record.drain_until is not None or self.closing is not None
         self.roster.remove_worker(record, now)
         self.effects.append(DropWorker(record.id, verdict.cause))
         self._publish(now, "worker_retired" if retired else "worker_lost", node, record.id, verdict.cause)

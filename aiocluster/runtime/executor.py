@@ -91,6 +91,11 @@ class Executor:
         self._stopping = True
         self.wake()
 
+    @property
+    def has_stand_in(self) -> bool:
+        """True if a stand-in executes a call, or did while its caller waited: no signal reaches it there."""
+        return self._main in self._spares or self._active > 1
+
     def interrupt(self, call: ArrivedCall) -> None:
         """Raise `CancelledError` in the code of a started sync call; nothing happens if it has ended meanwhile."""
         runner = call.runner

@@ -317,16 +317,18 @@ class Owner:
         manager = self.manager
         manager.begin_close(ClusterClosed(), self.settings.close_grace_s)
         self._on_event(Event(manager.loop.time(), "closing", "", 0, ""))
-        errors = await asyncio.gather(
-            *[launcher.close(self.settings.close_grace_s) for launcher in self._launchers], return_exceptions=True
-        )
-        await manager.stop()
-        if self._listener is not None:
-            self._listener.close()
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-        for queue in list(self.ending):
-            queue.put_nowait(None)
+        try:
+            errors = await asyncio.gather(
+                *[launcher.close(self.settings.close_grace_s) for launcher in self._launchers], return_exceptions=True
+            )
+            await manager.stop()
+        finally:  # also when the loop is torn down meanwhile
+            if self._listener is not None:
+                self._listener.close()
+            if self._folder is not None:
+                shutil.rmtree(self._folder, ignore_errors=True)
+            for queue in list(self.ending):
+                queue.put_nowait(None)
         failed = [error for error in errors if isinstance(error, BaseException)]
         if failed:
             raise BaseExceptionGroup("some nodes could not be released", failed)

@@ -39,6 +39,8 @@ SWITCH_INTERVAL_S = 0.0005
 """How long Python code of a call may keep the loop's thread waiting: results of finished calls leave no later than that."""
 DIAL_FOR_S = 30.0
 SAFE_PAYLOAD_BYTES = 1024
+STAND_IN_GRACE_S = 0.5
+"""At the end, for calls on stand-in threads: those that are blocked in C could not be interrupted, however long one waits."""
 PATIENT_NS = 20_000_000
 """A call that took so long the last time, or never ran here, begins only when the results before it are on their way."""
 
@@ -303,6 +305,8 @@ class Worker:
         if not self._ending:
             self._ending = True
             self.executor.stop()
+            if self.executor.has_stand_in:
+                grace_s = min(grace_s, STAND_IN_GRACE_S)
             self._loop.call_later(grace_s, self._exit)
 
     def _exit(self) -> None:
