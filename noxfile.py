@@ -116,6 +116,7 @@ def wheel(session: nox.Session) -> None:
         command = str(programs / "aiocluster")
         with session.chdir(outside):
             session.run(python, "-W", "error", "smoke.py", external=True)
+            session.run(command, "--version", external=True)
             session.run(command, "--help", external=True)
             session.run(command, "demo", "--workers", "2", external=True)
 

@@ -40,6 +40,10 @@ def test_what_only_some_need_is_not_imported_for_all(statement: str) -> None:
     assert imported_by(statement) & NOT_FOR_ALL == set()
 
 
+def test_a_worker_does_not_import_what_only_its_agent_measures_with() -> None:
+    assert "psutil" not in imported_by("import aiocluster.runtime.worker")
+
+
 @pytest.mark.parametrize("name", aiocluster.__all__)
 def test_public_name_is_there_and_listed(name: str) -> None:
     assert getattr(aiocluster, name) is not None
