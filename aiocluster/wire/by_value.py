@@ -20,12 +20,12 @@ _Cached = type(lru_cache(len))
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    def reducer_override(self, value: Any) -> Any:
-        if type(value) is _Cached and not _is_importable(value):
-            parameters = value.cache_parameters()
+    def reducer_override(self, obj: Any) -> Any:
+        if type(obj) is _Cached and not _is_importable(obj):
+            parameters = obj.cache_parameters()
             # In two steps, as the function may call itself by the name of the cache.
-            return _empty_cache, (parameters["maxsize"], parameters["typed"]), value.__wrapped__, None, None, _fill
-        return super().reducer_override(value)
+            return _empty_cache, (parameters["maxsize"], parameters["typed"]), obj.__wrapped__, None, None, _fill
+        return super().reducer_override(obj)
 
 
 def dumps_by_value(value: Any, buffer_callback: Any = None) -> bytes:

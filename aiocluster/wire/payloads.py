@@ -169,8 +169,9 @@ def pack_error(exc: BaseException, *, traceback: str | None = None) -> bytes:
         _sendable(_traceback_of(exc) if traceback is None else traceback, MAX_TRACEBACK),
         _pickle_of(exc),
     ]
-    packed: bytes = msgpack.packb(fields)
-    return packed
+    packed: Any = msgpack.packb(fields)
+    data: bytes = packed
+    return data
 
 
 def unpack_error(data: Buffer) -> BaseException:
@@ -206,7 +207,7 @@ def _pickle_of(exc: BaseException) -> bytes | None:
     try:
         if steers(exc):
             return None
-        str(exc), repr(exc)  # one that cannot be shown would fail again wherever it is logged
+        _ = str(exc), repr(exc)  # one that cannot be shown would fail again wherever it is logged
         whole = (exc, getattr(exc, "__notes__", None))
         try:
             pickled = dumps(whole, _PROTOCOL)

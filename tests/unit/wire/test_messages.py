@@ -207,7 +207,7 @@ def test_numbers_within_their_ranges() -> None:
 ONE_CALL = Calls(7, [9], [2], b"\x10", [b"arguments"], [], [], [])
 ONE_RESULT = Results([9], b"\0", [b"value"], [], [[2, 1, 1500]])
 WRONG: list[Any] = [None, True, -1, 2**64, 1.5, "text", b"\xff", b"", []]
-WRONG += [[wrong] for wrong in (True, -1, 2**64, None, "a", b"a", [])]
+WRONG += [[entry] for entry in (True, -1, 2**64, None, "a", b"a", list[Any]())]
 
 
 @pytest.mark.parametrize("message", [ONE_CALL, ONE_RESULT], ids=["one call", "one result"])
