@@ -8,9 +8,11 @@ from __future__ import annotations
 from bisect import insort
 from collections import deque
 
-from aiocluster.core.calls import Call, CallState
+from aiocluster.core.calls import DEFAULT_OPTIONS, Call, CallState
 
 __all__ = ["CallQueue", "rank_of"]
+
+WAITING = CallState.WAITING
 
 
 def rank_of(call: Call) -> int:
@@ -34,7 +36,7 @@ class CallQueue:
         return self._length
 
     def append(self, call: Call) -> None:
-        rank = rank_of(call)
+        rank = 0 if call.options is DEFAULT_OPTIONS and not call.origin else rank_of(call)
         line = self._lines.get(rank)
         if line is None:
             line = self._line(rank)
@@ -62,7 +64,7 @@ class CallQueue:
                 return None
             while line:
                 call = line[0]
-                if call.state is CallState.WAITING:
+                if call.state is WAITING:
                     return call
                 line.popleft()
                 self._marks -= 1
@@ -74,7 +76,7 @@ class CallQueue:
         line = self._first
         if line:  # the common case: a live call at the head of the first line
             call: Call | None = line[0]
-            if call is not None and call.state is CallState.WAITING:
+            if call is not None and call.state is WAITING:
                 line.popleft()
                 self._length -= 1
                 return call
@@ -90,7 +92,7 @@ class CallQueue:
         self._marks += 1
         if self._marks > 64 and self._marks > self._length:
             for rank, line in self._lines.items():
-                self._lines[rank] = deque(one for one in line if one.state is CallState.WAITING)
+                self._lines[rank] = deque(one for one in line if one.state is WAITING)
             self._first = self._lines[-self._order[0]] if self._order else None
             self._marks = 0
 

@@ -11,7 +11,7 @@ import gc
 
 __all__ = ["CollectorRelief"]
 
-MANY_CALLS = 4096
+MANY_CALLS = 2048
 RELAXED_THRESHOLD = 100_000
 """Allocations between two looks, some 50,000 calls; Python's own is 700."""
 

@@ -47,7 +47,7 @@ __all__ = ["Manager"]
 logger = logging.getLogger("aiocluster")
 
 EVENTS_KEPT = 10_000
-RELIEF_MASK = 1023
+RELIEF_MASK = 511
 """Every so many calls within one tick it is looked whether the collector needs relief."""
 
 
