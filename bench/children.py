@@ -20,6 +20,8 @@ __all__ = ["ChildFailed", "child", "environment", "run_fresh", "time_first_line"
 
 ROOT = Path(__file__).resolve().parent.parent
 _GRACE_S = 2.0
+_DRAIN_S = 10.0
+"""A safety net: pipes of killed processes end at once, unless one of them got away."""
 _LIMIT_S = 300.0
 """No workload takes so long: a child that does hangs."""
 
@@ -77,6 +79,11 @@ async def _end(process: asyncio.subprocess.Process) -> None:
     for one in alive:
         with contextlib.suppress(psutil.NoSuchProcess):
             one.kill()
+    # Its descendants shared its pipes: only now do they end, and the loop must see that before it closes.
+    for stream in (process.stdout, process.stderr):
+        if stream is not None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stream.read(), _DRAIN_S)
 
 
 async def _failure(process: asyncio.subprocess.Process, what: str) -> ChildFailed:
