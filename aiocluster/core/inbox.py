@@ -25,6 +25,7 @@ class ArrivedCall:
         "begun",
         "buffers",
         "cancelled",
+        "entered",
         "function",
         "id",
         "mode",
@@ -48,8 +49,10 @@ class ArrivedCall:
         self.name: str | None = None
         self.started = False
         """It is out of the line: it runs, or is about to."""
+        self.entered = False
+        """Its task runs: it can be cancelled by the loop. For `async def` calls."""
         self.begun = False
-        """Its first line has run; set for `async def` calls."""
+        """Its code has run up to its first wait. For ordered `async def` calls."""
         self.after: ArrivedCall | None = None
         """The ordered `async def` call before it: it must have begun first."""
         self.cancelled = False

@@ -162,7 +162,7 @@ class Invoker:
 
     async def run_async(self, call: ArrivedCall) -> Outcome:
         """Execute an async call, or all items of an async chunk side by side."""
-        call.begun = True
+        call.entered = True
         if call.cancelled:
             return _without_value(call, CANCELLED)
         current.async_call.set(call)

@@ -226,6 +226,8 @@ class Worker:
         self._tasks[call] = task
 
     async def _run_async(self, call: ArrivedCall) -> None:
+        if call.mode & wire.Mode.ORDERED:
+            self._loop.call_soon(setattr, call, "begun", True)  # when this first step of it is over
         try:
             outcome = await self._invoker.run_async(call)
         finally:
@@ -242,7 +244,7 @@ class Worker:
             return
         task = self._tasks.get(call)
         if task is not None:
-            if call.begun:  # else it will find that it was cancelled: a task that has not begun would end without a word
+            if call.entered:  # else it will find that it was cancelled: a task that has not begun would end without a word
                 task.cancel()
         elif not self._nested.caller_cancelled(call):
             self.executor.interrupt(call)
