@@ -1,0 +1,57 @@
+"""Calls and their options."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from aiocluster.core.calls import MAX_KILLS, Call, CallOptions
+from aiocluster.core.functions import FunctionTable
+
+ENTRY = FunctionTable().intern(b"h", b"", "module.f", False)
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"timeout_s": -1}, "timeout"),
+        ({"timeout_s": float("nan")}, "timeout"),
+        ({"retries": -1}, "retries"),
+        ({"workers": frozenset()}, "workers"),
+        ({"resources": {"gpu": 0}}, "gpu"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options: dict[str, Any], word: str) -> None:
+    with pytest.raises(ValueError, match=word):
+        CallOptions(**options)
+
+
+def test_the_demand_has_one_form_whatever_the_order() -> None:
+    assert (
+        CallOptions(resources={"b": 1, "a": 2}).demand == CallOptions(resources={"a": 2, "b": 1}).demand == (("a", 2), ("b", 1))
+    )
+
+
+def test_its_name_is_the_one_it_was_given_or_the_functions() -> None:
+    assert Call(1, ENTRY, b"").name == "module.f"
+    assert Call(1, ENTRY, b"", options=CallOptions(name="render")).name == "render"
+
+
+def test_its_size_counts_the_buffers() -> None:
+    assert Call(1, ENTRY, b"abc").size == 3
+    assert Call(1, ENTRY, b"abc", [b"12345", b"1"]).size == 9
+
+
+def test_it_may_run_again_as_its_options_allow() -> None:
+    assert not Call(1, ENTRY, b"").may_run_again()
+    retried = Call(1, ENTRY, b"", options=CallOptions(retries=2))
+    assert [retried.may_run_again() for _ in range(3)] == [True, True, False]
+    again = Call(1, ENTRY, b"", options=CallOptions(idempotent=True))
+    assert all(again.may_run_again() for _ in range(10))
+    again.kills = MAX_KILLS
+    assert not again.may_run_again()
+
+
+def test_its_repr_names_it_and_its_state_but_not_its_arguments() -> None:
+    assert repr(Call(7, ENTRY, b"secret")) == "<Call 7 module.f WAITING>"
