@@ -458,7 +458,7 @@ class Dispatch:
             elif not pool.members:
                 self._fill_pool(pool)
         pool.queue.append_left(call)
-        pool.wake()
+        self._wakes[pool] = None
 
     def _fill_pool(self, pool: Pool) -> None:
         """Let every open worker that may serve the pool join it."""

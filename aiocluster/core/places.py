@@ -208,9 +208,6 @@ class Placement:
         self._mask = 0
         self._where: dict[Lane, int] = {}
 
-    def __len__(self) -> int:
-        return len(self._where)
-
     def put(self, lane: Lane, level: int) -> None:
         """Record the lane's level; `CLOSED` takes it out."""
         old = self._where.get(lane, CLOSED)

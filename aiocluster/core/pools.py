@@ -62,10 +62,6 @@ class Pool:
                 self.wakes[self] = None
         self.placement.put(lane, level)
 
-    def wake(self) -> None:
-        if self.queue:
-            self.wakes[self] = None
-
     def fill(self, touched: dict[WorkerPlace, None], now: float) -> None:
         """Give waiting calls to the least loaded lanes until one of both runs out."""
         queue = self.queue

@@ -151,10 +151,6 @@ class Roster:
         record.apply("lose", now)
         del self.workers[record.id], record.node.workers[record.id]
 
-    def was_given(self, id: int) -> bool:
-        """True if a worker had this id at some time."""
-        return 0 < id < self._next_id
-
     def ready(self) -> list[WorkerRecord]:
         return [record for record in self.workers.values() if record.state is WorkerState.READY]
 
