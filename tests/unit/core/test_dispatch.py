@@ -203,6 +203,12 @@ def test_targeted_calls_start_in_the_order_of_submission_sync_and_async_alike() 
     assert [call.serial for call in calls] == [1, 2, 3, 4, 5, 6]
 
 
+def test_nested_targeted_calls_keep_their_order_among_themselves() -> None:
+    desk = Desk(1)
+    calls = [desk.submit(workers={1}, origin=1, is_async=bool(index % 2), takes_s=TINY_S) for index in range(4)]
+    assert desk.place() == [(1, [call.id for call in calls])]
+
+
 def test_targeted_calls_keep_their_order_behind_a_long_one() -> None:
     desk = Desk(2)
     first = desk.run(workers={1})
@@ -450,6 +456,16 @@ def test_calls_that_come_back_go_to_the_head_in_their_old_order() -> None:
     assert (dropped, honest) == ([], True)
     desk.place()
     assert desk.on(1) == [*calls, late]
+
+
+def test_call_for_some_workers_that_comes_back_goes_before_those_that_wait_for_the_same() -> None:
+    desk = Desk(1)
+    first, second = desk.submit(workers={1, 2}), desk.submit(workers={1, 2})
+    desk.place()
+    desk.core.returned(1, [first.id], desk.now)
+    desk.place()
+    assert desk.on(1) == [first]
+    assert second.state is CallState.WAITING
 
 
 def test_call_given_back_after_it_was_cancelled_is_dropped() -> None:
@@ -845,6 +861,16 @@ class AnyOrder(RuleBasedStateMachine):
         for place, count in self.core.recalls(self.desk.now):
             assert place.id in self.core.places
             assert count > 0
+        self.no_idle_worker_is_left_without_a_call_that_it_may_take()
+
+    def no_idle_worker_is_left_without_a_call_that_it_may_take(self) -> None:
+        for call in self.waits.values():
+            workers = call.options.workers
+            if workers is not None and len(workers) == 1:
+                continue  # it keeps its turn
+            for place in self.core.places.values():
+                if place.accepting and (workers is None or place.id in workers) and place.fits_now(call.options.demand):
+                    assert place.lanes[LaneKind.of(call)].computing > 0
 
     @precondition(lambda self: self.core.places)
     @rule(data=st.data())
