@@ -399,7 +399,7 @@ class Coordinator:
         record = node.workers.get(message.worker_id)
         if record is None:
             return
-        cause = message.cause if record.drain_until is None else f"it was retired, and its grace is over ({message.cause})"
+        cause = message.cause if record.drain_until is None else f"it was retired ({message.cause})"
         record.verdict = Verdict(
             cause,
             recorded=True,

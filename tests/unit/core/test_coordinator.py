@@ -200,7 +200,7 @@ def test_a_manager_that_was_absent_declares_nobody_lost_for_it() -> None:
     assert bench.core.roster.nodes["n"].state is NodeState.JOINED
     assert set(bench.core.roster.workers) == {1, 2}
     tick(bench, until=71.5)
-    assert bench.core.roster.nodes["n"].state is NodeState.GONE
+    assert bench.core.roster.nodes["n"].state.value == "gone"
 
 
 def test_a_crashed_worker_is_replaced_under_a_new_id() -> None:
@@ -298,6 +298,59 @@ def test_results_go_to_their_calls_with_their_buffers() -> None:
     assert resolved.buffers is not None
     assert [list(share) for share in resolved.buffers] == [[], [b"x", b"y"]]
     assert not bench.core.has_work
+
+
+def test_results_of_nested_calls_and_others_may_share_a_frame() -> None:
+    bench = Bench(1)
+    nested = bench.submit(bench.call(origin=1, is_async=True))
+    other, gone = bench.submit(bench.call(is_async=True)), bench.submit(bench.call(is_async=True))
+    bench.core.cancel(gone, 0.0)
+    result(bench, 1, other.id, gone.id, nested.id)
+    (resolved,) = (effect for effect in bench.effects if isinstance(effect, ResolveCalls))
+    assert list(resolved.calls) == [other, None, nested]
+    assert bench.core._nested == {1: {}}
+
+
+def test_a_call_that_waits_for_another_gives_its_place_away() -> None:
+    bench = Bench(1)
+    first, second = bench.submit(bench.call()), bench.submit(bench.call())
+    assert bench.sent_to(second) == []
+    bench.core.yielded(1, first.id, True, 0.0)
+    bench.take()
+    assert bench.sent_to(second) == [1]
+    bench.core.yielded(1, first.id, False, 0.0)
+    third = bench.submit(bench.call())
+    assert bench.sent_to(third) == []
+
+
+def test_results_that_a_dead_worker_left_in_its_recorder_count() -> None:
+    bench = Bench(1)
+    call = bench.submit(bench.call())
+    bench.exit(1, sync_started=call.serial, sync_finished=call.serial, ids=[call.id, 12345])
+    (resolved,) = (effect for effect in bench.effects if isinstance(effect, ResolveCalls))
+    assert list(resolved.calls) == [call]
+    assert bench.error_of(call) is None
+
+
+def test_an_exit_that_is_reported_after_the_link_has_ended_is_judged_at_once() -> None:
+    bench = Bench(1)
+    call = bench.submit(bench.call())
+    bench.link_ends(1)
+    bench.core.node_message("n", exited(1, "killed by signal 9 (SIGKILL)"), 0.0)
+    bench.take()
+    assert bench.error_of(call) is None
+    assert bench.sent_to(call) == [1], "it never started: it moves to the worker that is on its way"
+    bench.join(2)
+    assert bench.sent_to(call) == [1, 2]
+
+
+def test_a_node_may_be_told_twice_to_end() -> None:
+    bench = Bench(1)
+    bench.submit(bench.call())
+    for _ in range(2):
+        bench.core.node_message("n", NodeDraining("SIGTERM", 20.0), 0.0)
+    bench.take()
+    assert len(to_worker(bench, Recall, 1)) == 1
 
 
 def test_a_refused_call_has_ended() -> None:
