@@ -430,3 +430,15 @@ def test_cached_function_keeps_its_parameters_and_its_name(capture: FunctionCapt
 def test_cached_function_that_can_be_imported_stays_a_name(capture: FunctionCapture) -> None:
     function = load_function(capture.capture(lambda: remembered).payload)
     assert function() is remembered
+
+
+def test_an_object_that_says_it_is_async_is_believed() -> None:
+    class Marked:
+        _is_coroutine_mark: object  # set by inspect.markcoroutinefunction, from Python 3.12 on
+
+        def __call__(self) -> None: ...
+
+    plain, marked = Marked(), Marked()
+    marked._is_coroutine_mark = object()
+    assert not is_async(plain)
+    assert is_async(marked)
