@@ -120,14 +120,21 @@ class WorkerLost(AioclusterError):
 
 
 class CallTimeout(AioclusterError, TimeoutError):
-    """The call's deadline passed before its result arrived; it has been cancelled where it ran."""
+    """The call's deadline passed before its result arrived; it has been cancelled where it ran.
 
-    def __init__(self, call: str, timeout_s: float) -> None:
+    Attributes:
+        call: what the call is called.
+        timeout_s: the seconds that it was given; None if the deadline was that of the call which made it, or of its map.
+    """
+
+    def __init__(self, call: str, timeout_s: float | None = None) -> None:
         super().__init__(call, timeout_s)
         self.call = call
         self.timeout_s = timeout_s
 
     def __str__(self) -> str:
+        if self.timeout_s is None:
+            return f"{self.call} did not finish before the deadline of what it belongs to"
         return f"{self.call} did not finish within {self.timeout_s:g} s"
 
 

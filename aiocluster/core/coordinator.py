@@ -432,7 +432,8 @@ class Coordinator:
         for worker_id in message.worker_ids:
             record = node.workers.get(worker_id)
             if record is not None:
-                node.wanted = max(0, node.wanted - 1)
+                if record.drain_until is None:  # else it is wanted no more already
+                    node.wanted = max(0, node.wanted - 1)
                 self._lose_worker(record, Verdict(message.reason, recorded=True), now)
         self._publish(now, "start_failed", node, 0, "\n".join([message.reason, *message.last_lines]))
         self._expectation_changed()

@@ -245,8 +245,7 @@ class Dispatch:
                 pool = min(wakes, key=_urgency)
                 del wakes[pool]
             pool.fill(touched, now)
-            if not pool.queue and isinstance(pool, Pool) and pool.workers is not None:
-                self._discard(pool)
+            self._discard_if_empty(pool)
         if not touched:
             return []
         batches = []
@@ -256,8 +255,10 @@ class Dispatch:
         touched.clear()
         return batches
 
-    def _discard(self, pool: Pool) -> None:
-        """Drop the empty pool of a set of workers: sets are made by users and have no end."""
+    def _discard_if_empty(self, pool: Pool | OwnPool) -> None:
+        """Drop the pool of a set of workers, or of a demand, when no call waits in it: users make those without end."""
+        if pool.queue or not isinstance(pool, Pool) or (pool.workers is None and not pool.demand):
+            return
         self._pools.pop((pool.kind, pool.workers, pool.demand), None)
         for place in self.places.values():
             pool.leave(place)
@@ -371,6 +372,7 @@ class Dispatch:
             assert call.pool is not None
             self._forget(call)
             call.pool.queue.withdrew(call)
+            self._discard_if_empty(call.pool)
         elif call.state is SENT:
             call.state = ABANDONED
             assert call.lane is not None
@@ -381,9 +383,7 @@ class Dispatch:
         """End every call whose deadline has passed; with the worker that must be told, if it was sent."""
         ended: list[tuple[Ended, WorkerPlace | None]] = []
         for call in self.deadlines.expire(now):
-            timeout_s = call.options.timeout_s
-            error = CallTimeout(call.name, timeout_s if timeout_s is not None else 0.0)
-            ended.append((Ended(call, error), self.cancel(call)))
+            ended.append((Ended(call, CallTimeout(call.name, call.options.timeout_s)), self.cancel(call)))
         return ended
 
     @property
@@ -450,7 +450,7 @@ class Dispatch:
         call.lane = None
         pool = call.pool
         assert pool is not None
-        if isinstance(pool, Pool) and pool.workers is not None:
+        if isinstance(pool, Pool) and (pool.workers is not None or pool.demand):
             key = (pool.kind, pool.workers, pool.demand)
             known = self._pools.setdefault(key, pool)
             if known is not pool:
@@ -490,6 +490,7 @@ class Dispatch:
                 continue
             if not (self._expecting and self._may_come(pool.workers)):
                 ended.extend(self._end(call, Ended(call, self._unschedulable(call))) for call in pool.queue.drain())
+                self._discard_if_empty(pool)
         return ended
 
 

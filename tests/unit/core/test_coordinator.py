@@ -571,3 +571,41 @@ def test_calls_wait_for_workers_while_a_launch_is_under_way() -> None:
         bench.error_of(call) or next(e.ended.error for e in core.take_effects() if isinstance(e, EndCall)), Unschedulable
     )
     assert isinstance(core.submit(bench.call()), Unschedulable)
+
+
+def test_a_worker_that_is_retired_and_given_up_is_taken_off_once() -> None:
+    bench = Bench(2)
+    bench.core.add_workers("n", 1, 0.0)
+    bench.core.retire(3, 9.0, 0.0)
+    bench.core.node_message("n", StartGaveUp([3], "all crashed", []), 0.0)
+    bench.take()
+    assert bench.core.roster.nodes["n"].wanted == 2
+    bench.exit(1)
+    assert to_node(bench, StartWorkers)[-1] == StartWorkers([4])
+
+
+@pytest.mark.parametrize("end", ["cancel", "expire", "sweep"])
+def test_pools_that_users_make_without_end_go_when_nobody_waits_in_them(end: str) -> None:
+    bench = Bench(2)
+    dispatch = bench.core.dispatch
+    before = len(dispatch._pools)
+    for id in (1, 2):
+        bench.submit(bench.call(workers=[id]))
+    for amount in range(1, 20):
+        call = bench.submit(bench.call(workers=[1, 2], resources={"gpu": amount / 100}, deadline=1.0, timeout_s=1.0))
+        if end == "cancel":
+            bench.core.cancel(call, 0.0)
+    if end == "expire":
+        tick(bench, until=1.0)
+    elif end == "sweep":
+        bench.core.lose_node("n", "gone", 0.0)
+        bench.take()
+    assert len(dispatch._pools) == before
+    assert bench.core.dispatch.pending_calls in (0, 2)
+
+
+def test_a_deadline_that_was_inherited_is_said_to_be_so() -> None:
+    bench = Bench(1)
+    call = bench.submit(bench.call(deadline=1.0))
+    tick(bench, until=1.0)
+    assert "before the deadline of what it belongs to" in str(bench.error_of(call))
