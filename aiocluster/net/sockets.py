@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 import stat
@@ -12,7 +13,10 @@ from typing import Any
 
 from aiocluster.net.address import Address, TcpAddress, UnixAddress
 
-__all__ = ["connect", "listening_sockets", "peer_text", "tune"]
+__all__ = ["connect", "listening_sockets", "peer_text", "remove_left_socket", "tune"]
+
+FOLDER_PREFIX = "aiocluster-"
+"""How the name of a folder begins that a manager makes for its socket."""
 
 BACKLOG = 1024
 UNIX_BUFFER_BYTES = 2 * 2**20
@@ -22,6 +26,19 @@ KEEPALIVE_INTERVAL_S = 2
 KEEPALIVE_COUNT = 3
 USER_TIMEOUT_MS = 10_000
 """Keepalive looks only at idle connections: without this, lost packets are noticed after a quarter of an hour."""
+
+
+def remove_left_socket(address: Address) -> None:
+    """Remove the socket of a manager that was killed, and the folder made for it; one where somebody listens stays."""
+    if not isinstance(address, UnixAddress):
+        return
+    folder = os.path.dirname(address.path)
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        if probe.connect_ex(address.path) == errno.ECONNREFUSED:
+            os.unlink(address.path)
+            if os.path.basename(folder).startswith(FOLDER_PREFIX):
+                os.rmdir(folder)
 
 
 def tune(sock: socket.socket) -> None:

@@ -18,8 +18,10 @@ from typing import Any, assert_never
 from aiocluster.core.supervisor import Effect, EndNode, ForkWorker, KillProcess, Send, Supervisor, SupervisorLimits
 from aiocluster.errors import AioclusterError
 from aiocluster.ids import new_link_id
+from aiocluster.net.address import parse_address
 from aiocluster.net.dial import dial
 from aiocluster.net.link import Link
+from aiocluster.net.sockets import remove_left_socket
 from aiocluster.runtime.agent_settings import AgentSettings
 from aiocluster.runtime.figures import Figures, OomWatch, describe_exit
 from aiocluster.runtime.forkserver import Exited, Forked, ForkServer, ServerGone
@@ -391,7 +393,10 @@ def main() -> int:
     except ImportError:  # where uvloop does not exist
         loop_factory = None
     with asyncio.Runner(loop_factory=loop_factory) as runner:
-        return runner.run(_serve(settings, server))
+        code = runner.run(_serve(settings, server))
+    if code:  # the manager may have been killed: nobody else is left to tidy up after it
+        remove_left_socket(parse_address(settings.address))
+    return code
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from aiocluster.core.roster import NodeState, WorkerState
 from aiocluster.errors import ClusterClosed, LaunchError, NodeReport
 from aiocluster.launch.base import Launcher, LaunchRequest
 from aiocluster.net.listener import Accepted, Listener
+from aiocluster.net.sockets import FOLDER_PREFIX
 from aiocluster.runtime.manager import Manager
 from aiocluster.runtime.peers import NodePeer, WorkerPeer
 from aiocluster.wire.handshake import versions
@@ -58,11 +59,11 @@ class Owner:
 
     async def open(self) -> None:
         """Listen for nodes."""
-        self._folder = tempfile.mkdtemp(prefix="aiocluster-")
+        self._folder = tempfile.mkdtemp(prefix=FOLDER_PREFIX)
         path = f"{self._folder}/manager.sock"
         if len(path) > 100:  # a Unix socket's path has at most 107 bytes
             shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = tempfile.mkdtemp(prefix="aiocluster-", dir="/tmp")
+            self._folder = tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir="/tmp")
             path = f"{self._folder}/manager.sock"
         manager = self.manager
         self._listener = Listener(
