@@ -68,8 +68,10 @@ class Settings:
     def __post_init__(self) -> None:
         for item in fields(self):
             value = getattr(self, item.name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-                raise ValueError(f"{item.name} must be a positive number, not {value!r}")
+            kinds = int if isinstance(item.default, int) else int | float
+            if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value < float("inf"):
+                kind = "whole number" if kinds is int else "number"
+                raise ValueError(f"{item.name} must be a positive, finite {kind}, not {value!r}")
         if self.heartbeat_timeout_s < 2 * self.heartbeat_interval_s:
             raise ValueError(
                 f"heartbeat_timeout_s ({self.heartbeat_timeout_s:g}) must be at least "

@@ -40,7 +40,7 @@ def test_durations_have_their_unit_in_the_name(field: dataclasses.Field[Any]) ->
 @pytest.mark.parametrize("name", VARIABLES)
 @pytest.mark.parametrize("value", [0, -1, -0.5, math.nan, None, "5", True, [1]], ids=repr)
 def test_what_is_no_positive_number_is_refused_by_name(name: str, value: object) -> None:
-    with pytest.raises(ValueError, match=f"^{name} must be a positive number, not "):
+    with pytest.raises(ValueError, match=f"^{name} must be a positive, finite "):
         Settings(**{name: value})  # type: ignore[arg-type]
 
 
@@ -81,7 +81,7 @@ def test_fraction_of_a_call_is_refused() -> None:
 
 
 def test_variable_out_of_range_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"must be a positive number, not -3"):
+    with pytest.raises(ValueError, match=r"must be a positive, finite whole number, not -3"):
         Settings.from_env({"AIOCLUSTER_WINDOW_CALLS": "-3"})
 
 
@@ -112,10 +112,18 @@ def test_with_changes_leaves_the_original_as_it_was() -> None:
 
 
 def test_changes_are_validated_too() -> None:
-    with pytest.raises(ValueError, match="orphan_timeout_s must be a positive number"):
+    with pytest.raises(ValueError, match="orphan_timeout_s must be a positive, finite number"):
         Settings().with_changes(orphan_timeout_s=0)
 
 
 def test_settings_travel() -> None:
     settings = Settings(orphan_timeout_s=9)
     assert pickle.loads(pickle.dumps(settings)) == settings
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("orphan_timeout_s", float("inf")), ("window_calls", 1.5), ("async_calls", float("inf"))]
+)
+def test_figures_without_end_and_fractions_of_whole_things_are_refused(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"^{name} must be a positive, finite"):
+        Settings(**{name: value})
