@@ -371,10 +371,16 @@ def _working_directory() -> str | None:
 async def _serve(settings: AgentSettings, server: ForkServer) -> int:
     agent = Agent(settings, server)
     try:
-        return await agent.run()
-    except (AioclusterError, ValueError) as error:
+        code = await agent.run()
+    except ValueError as error:
         logger.error("node %s cannot join: %s", settings.node, error)
         return 1
+    except AioclusterError as error:
+        logger.error("node %s cannot join: %s", settings.node, error)
+        code = 1
+    if code:  # the manager may have been killed: nobody else is left to tidy up after it
+        remove_left_socket(parse_address(settings.address))
+    return code
 
 
 def main() -> int:
@@ -393,10 +399,7 @@ def main() -> int:
     except ImportError:  # where uvloop does not exist
         loop_factory = None
     with asyncio.Runner(loop_factory=loop_factory) as runner:
-        code = runner.run(_serve(settings, server))
-    if code:  # the manager may have been killed: nobody else is left to tidy up after it
-        remove_left_socket(parse_address(settings.address))
-    return code
+        return runner.run(_serve(settings, server))
 
 
 if __name__ == "__main__":
