@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from aiocluster.core.calls import CallOptions
 from aiocluster.errors import WorkerLost
 from aiocluster.runtime.backend import Backend, CallRef
+from aiocluster.runtime.futures import harmless
 from aiocluster.sources import Puller, async_items, is_async_source, length_of, sync_items
 from aiocluster.wire.functions import is_async
 from aiocluster.wire.messages import CallStatus, Mode
@@ -311,8 +312,9 @@ class _Run:
         while not self._exhausted and (room := self._room()):
             try:
                 pulled = list(islice(items, room))
-            except Exception as error:
-                self._failure = error
+            except BaseException as error:  # whatever the source raises: this runs among the callbacks of the loop
+                self._failure = harmless(error)
+                self._wake()
                 return
             if len(pulled) < room:
                 self._exhausted = True
@@ -372,7 +374,8 @@ class _Run:
             return
         try:
             ns, values, *rest = unpack(payload, buffers)
-        except Exception as error:
+        except BaseException as caught:  # loading runs code of the user's, which may raise anything
+            error = harmless(caught)
             error.add_note("the results of a chunk of this map could not be loaded here")
             self.chunk_failed(chunk, error)
             return

@@ -183,7 +183,8 @@ class WorkerPlace:
     def reserve(self, call: Call, sign: int) -> None:
         """Take (1) or give back (-1) what the call asks for, and tell the pools that depend on it."""
         for name, amount in call.options.resources.items():
-            self.free[name] = min(self.resources.get(name, 0.0), self.free.get(name, 0.0) - sign * amount)
+            # Rounded: what is taken and given back in another order must come out whole.
+            self.free[name] = min(self.resources.get(name, 0.0), round(self.free.get(name, 0.0) - sign * amount, 9))
         for lane in self.lanes:
             for pool in lane.pools:
                 if pool.demand:

@@ -9,11 +9,16 @@ from typing import Any, Self, TypeVar
 from aiocluster.errors import ClusterClosed
 from aiocluster.runtime.backend import Backend, CallRef
 from aiocluster.wire.messages import CallStatus
-from aiocluster.wire.payloads import unpack, unpack_error
+from aiocluster.wire.payloads import pack_error, steers, unpack, unpack_error
 
-__all__ = ["Future", "gather_by_worker"]
+__all__ = ["Future", "gather_by_worker", "harmless"]
 
 T = TypeVar("T")
+
+
+def harmless(error: BaseException) -> BaseException:
+    """The error as it may be raised in the caller's loop: one that would steer it becomes a `RemoteError`."""
+    return unpack_error(pack_error(error)) if steers(error) or not isinstance(error, Exception) else error
 
 
 class Future(asyncio.Future[T]):
@@ -74,9 +79,9 @@ class Future(asyncio.Future[T]):
         if status == CallStatus.OK:
             try:
                 value = unpack(payload, buffers)
-            except Exception as error:
+            except BaseException as error:  # loading runs code of the user's, which may raise anything
                 error.add_note(f"the result of worker {worker_id} could not be loaded here")
-                self.fail(error)
+                self.fail(harmless(error))
             else:
                 self.set_result(value)
         elif status == CallStatus.CANCELLED:

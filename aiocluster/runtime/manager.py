@@ -310,7 +310,7 @@ class Manager:
             if status == 0 and shares is None and handle.__class__ is Future:
                 try:
                     value = loads(payload)
-                except Exception:
+                except BaseException:  # loading runs code of the user's, which may raise anything
                     handle.resolve(status, payload, (), worker_id)  # the slow way knows what to say of it
                 else:
                     if not handle.done():

@@ -130,7 +130,7 @@ class Worker:
         self._loop.call_soon_threadsafe(self._send, message)
 
     def _stopped(self) -> None:
-        self._loop.call_soon_threadsafe(self._exit)
+        self._loop.call_soon_threadsafe(self._exit_when_done)
 
     # --- the loop's thread -------------------------------------------------------------------------------------------------
 
@@ -310,6 +310,13 @@ class Worker:
             if self.executor.has_stand_in:
                 grace_s = min(grace_s, STAND_IN_GRACE_S)
             self._loop.call_later(grace_s, self._exit)
+
+    def _exit_when_done(self) -> None:
+        """No sync call runs any more: leave when the async ones have ended, or when the grace is over."""
+        if self._tasks:
+            self._loop.call_later(0.01, self._exit_when_done)
+        else:
+            self._exit()
 
     def _exit(self) -> None:
         self._flush()
