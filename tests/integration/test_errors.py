@@ -118,3 +118,27 @@ async def test_os_exit_in_a_call_loses_the_worker_and_only_that_call(single: Clu
         await bad
     assert await asyncio.gather(*futures) == [n * n for n in range(500)]
     assert list(single.workers) == [2]
+
+
+class Trap:
+    """Loads only with an exception that would steer the loop of whoever loads it."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return spring, ()
+
+
+def spring() -> None:
+    raise asyncio.CancelledError("sprung")
+
+
+def make_trap() -> Trap:
+    return Trap()
+
+
+async def test_a_result_that_springs_a_trap_while_it_is_loaded_fails_that_call_alone(cluster: Cluster) -> None:
+    others = [cluster.submit(work.square, n) for n in range(100)]
+    with pytest.raises(RemoteError, match="CancelledError"):
+        await cluster.submit(make_trap)
+    assert await asyncio.gather(*others) == [n * n for n in range(100)]
+    with pytest.raises(RemoteError, match="CancelledError"):
+        await cluster.map(work.fail, [asyncio.CancelledError])
