@@ -18,7 +18,8 @@ from aiocluster.core.effects import Event
 from aiocluster.core.roster import WorkerRecord, WorkerState
 from aiocluster.errors import ClusterClosed
 from aiocluster.launch.base import Launcher
-from aiocluster.runtime.owner import Owner, WorkerCount
+from aiocluster.runtime.launching import WorkerCount
+from aiocluster.runtime.owner import Owner
 from aiocluster.status import NodeStatus, Status, WorkerStats
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class Worker(Calling):
 
     async def stop(self, grace: float | None = None) -> None:
         """End this worker; like `Cluster.retire` with its id."""
-        await self._owner.retire((self.id,), grace)
+        await self._owner.elasticity.retire((self.id,), grace)
 
     def __repr__(self) -> str:
         return f"<Worker {self.id} on {self.node}, pid {self.pid}: {self.state}>"
@@ -254,7 +255,7 @@ class Cluster(Calling):
             cluster = cls(owner)
             try:
                 await owner.open()
-                await owner.launch(launcher, n, timeout=timeout, resources=resources or {})
+                await owner.launching.launch(launcher, n, timeout=timeout, resources=resources or {})
             except BaseException:
                 await asyncio.shield(owner.close())
                 raise
@@ -354,7 +355,7 @@ class Cluster(Calling):
         Raises:
             LaunchError: fewer than the minimum joined in time; what this call started is released, the rest stays.
         """
-        await self._owner.launch(launcher, n, timeout=timeout, resources=resources or {})
+        await self._owner.launching.launch(launcher, n, timeout=timeout, resources=resources or {})
 
     async def scale(self, n: int, *, timeout: float | None = None) -> None:
         """Have `n` workers: more are started and waited for, or the ones with the least to do are retired.
@@ -362,7 +363,7 @@ class Cluster(Calling):
         Raises:
             LaunchError: the additional ones did not join within `timeout` seconds.
         """
-        await self._owner.scale(n, timeout)
+        await self._owner.elasticity.scale(n, timeout)
 
     def adapt(self, minimum: int = 0, maximum: int | None = None) -> asyncio.Future[None]:
         """Let the number of workers follow the work, between two bounds, until the cluster closes or `scale` is called.
@@ -373,7 +374,8 @@ class Cluster(Calling):
 
         Returns: what can be awaited to know that the minimum is there. It takes effect without that.
         """
-        return self._owner.adapt(minimum, len(os.sched_getaffinity(0)) if maximum is None else maximum)
+        most = len(os.sched_getaffinity(0)) if maximum is None else maximum
+        return self._owner.elasticity.adapt(minimum, most, lambda n: self._owner.wait_for_workers(n, None))
 
     async def retire(self, *ids: int | Worker, grace: float | None = None) -> None:
         """End workers: they take no more calls, calls that have not started there move, running ones may finish.
@@ -385,7 +387,7 @@ class Cluster(Calling):
         Raises:
             KeyError: there is no such worker.
         """
-        await self._owner.retire(tuple(worker_ids(ids)) if ids else (), grace)
+        await self._owner.elasticity.retire(tuple(worker_ids(ids)) if ids else (), grace)
 
     async def wait_for_workers(self, n: int, timeout: float | None = None) -> None:
         """Return when at least `n` workers take calls.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from pickle import loads
 from typing import Any, assert_never
 
@@ -19,6 +19,7 @@ from aiocluster.core.coordinator import Coordinator
 from aiocluster.core.effects import (
     DropNode,
     DropWorker,
+    Effect,
     EndCall,
     Event,
     PublishEvent,
@@ -87,6 +88,7 @@ class Manager:
         self._performing = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
+        self._stopped = False
         self._tasks: set[asyncio.Task[Any]] = set()
 
     # --- Backend: what the public API needs --------------------------------------------------------------------------------
@@ -213,7 +215,9 @@ class Manager:
 
     def _task_done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        if not (isinstance(error, ClusterClosed) and self.core.closing is not None):  # that is how waiting ends then
             logger.error("%s failed", task.get_name(), exc_info=error)
 
     def answer(self, worker_id: int, message: Ask) -> None:
@@ -239,7 +243,8 @@ class Manager:
 
     def _flush_soon(self) -> None:
         self._flush_due = False
-        self._relief.update(self.core.dispatch.pending_calls)
+        if not self._stopped:
+            self._relief.update(self.core.dispatch.pending_calls)
         self.flush()
 
     def after_input(self) -> None:
@@ -263,9 +268,11 @@ class Manager:
         if self._performing:
             return
         self._performing = True
+        effects: Iterator[Effect] = iter(())
         try:
             while self.core.effects:
-                for effect in self.core.take_effects():
+                effects = iter(self.core.take_effects())
+                for effect in effects:
                     match effect:
                         case SendToWorker():
                             link = self.worker_links.get(effect.worker_id)
@@ -296,6 +303,10 @@ class Manager:
                             assert_never(effect)
         finally:
             self._performing = False
+            rest = list(effects)
+            if rest:  # one of them raised, which is a bug: it must not take with it what others wait for
+                self.core.effects[:0] = rest
+                self.schedule_flush()
 
     def _resolve(self, effect: ResolveCalls) -> None:
         shares = effect.buffers
@@ -346,6 +357,8 @@ class Manager:
 
     def _arm(self) -> None:
         """Have `tick` called when the core wants it; a timer that is early does no harm and re-arms itself."""
+        if self._stopped:
+            return
         due = self.core.deadline
         if self._timer is not None:
             if self._timer_at <= due + 0.0005:
@@ -368,7 +381,8 @@ class Manager:
         self.perform()
 
     async def stop(self) -> None:
-        """Stop turning: no timer, no task and no link is left."""
+        """Stop turning: no timer, no task and no link is left, and none comes back when the cluster is used after its end."""
+        self._stopped = True
         self._relief.restore()
         if self._timer is not None:
             self._timer.cancel()

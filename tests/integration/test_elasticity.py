@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from aiocluster import Cluster, ClusterClosed, Settings, Unschedulable, WorkerLost
+from aiocluster import Cluster, ClusterClosed, LaunchError, Settings, Unschedulable, WorkerLost
+from aiocluster.launch.base import LaunchRequest
 
 from . import work
 from .conftest import SAFETY_S, Fifos, ended, event_of, numbers_in
@@ -256,3 +257,114 @@ async def test_another_launchers_workers_join_the_same_cluster(single: Cluster) 
         return os.environ.get("FROM")
 
     assert await single.everywhere(origin) == {1: None, 2: "the second", 3: "the second"}
+
+
+# --- changes that meet ---------------------------------------------------------------------------------------------------
+
+
+class Nowhere:
+    """A launcher whose nodes are on their way for ever."""
+
+    name = "nowhere"
+    workers_per_node = 1
+
+    def __init__(self) -> None:
+        self.started: list[str] = []
+        self.stopped: list[str] = []
+
+    async def start(self, request: LaunchRequest) -> None:
+        self.started += request.nodes
+
+    def last_lines(self, node: str) -> tuple[str, ...]:
+        return ()
+
+    async def stop(self, node: str) -> None:
+        self.stopped.append(node)
+
+    async def close(self, grace_s: float) -> None:
+        pass
+
+
+async def turns_until(condition: Callable[[], bool]) -> None:
+    """Turn the loop until it is so."""
+    async with asyncio.timeout(SAFETY_S):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+async def test_adapting_anew_takes_the_place_of_adapting_before(restless: Cluster) -> None:
+    await restless.adapt(0, 1)
+    await restless.adapt(1, 2)
+    await restless.adapt(0, 2)
+    await event_of(restless, lambda event: event.kind == "worker_retired")
+    assert await restless.submit(work.square, 3) == 9, "calls may still wait for workers that come when they are needed"
+
+
+async def test_scaling_ends_adapting_in_the_middle_of_a_launch() -> None:
+    async with Cluster.local(n=0, output="quiet") as cluster:
+        cluster.adapt(4, 4)
+        await turns_until(lambda: cluster.status().wanted == 4)
+        await cluster.scale(1)
+        assert cluster.status().wanted == len(cluster.workers) == 1
+        assert await cluster.submit(work.square, 3) == 9
+
+
+async def test_scaling_down_takes_workers_that_are_starting_before_those_that_work(cluster: Cluster) -> None:
+    growing = asyncio.create_task(cluster.scale(5))
+    await turns_until(lambda: cluster.status().wanted == 5)
+    growing.cancel()
+    await asyncio.wait([growing])
+    await cluster.scale(2)
+    assert set(cluster.workers) == {1, 2}
+    assert cluster.status().wanted == 2
+
+
+async def test_scaling_down_gives_up_nodes_that_have_not_joined(cluster: Cluster) -> None:
+    nowhere = Nowhere()
+    adding = asyncio.create_task(cluster.add(nowhere, n=3))
+    await turns_until(lambda: len(nowhere.started) == 3)
+    await cluster.scale(2)
+    with pytest.raises(LaunchError, match="not needed any more"):
+        await adding
+    assert set(nowhere.stopped) == set(nowhere.started)
+    assert set(cluster.workers) == {1, 2}
+
+
+async def test_scaling_that_fails_leaves_what_was_there(cluster: Cluster) -> None:
+    with pytest.raises(LaunchError, match="within 0 s"):
+        await cluster.scale(4, timeout=0)
+    assert cluster.status().wanted == 2
+    assert await cluster.everywhere(work.own_id) == {1: 1, 2: 2}
+    await cluster.scale(3)
+    assert len(await cluster.everywhere(work.own_id)) == 3
+
+
+async def test_closing_ends_adapting_and_adding_as_closed(caplog: pytest.LogCaptureFixture) -> None:
+    cluster = await Cluster.local(n=1, output="quiet")
+    nowhere = Nowhere()
+    adding = asyncio.create_task(cluster.add(nowhere, n=1))
+    await turns_until(lambda: len(nowhere.started) == 1)
+    adapted = cluster.adapt(2, 2)
+    await cluster.close()
+    with pytest.raises(ClusterClosed):
+        await adding
+    with pytest.raises(ClusterClosed):
+        await adapted
+    with pytest.raises(ClusterClosed):
+        cluster.adapt(1, 2)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+async def test_a_closed_cluster_that_is_used_keeps_no_timer() -> None:
+    cluster = await Cluster.local(n=1, output="quiet")
+    await cluster.close()
+    with pytest.raises(ClusterClosed):
+        await cluster.submit(work.square, 2)
+    with pytest.raises(ClusterClosed):
+        await cluster.scale(2)
+    with pytest.raises(ClusterClosed):
+        await cluster.map(work.square, [1])
+    await asyncio.sleep(0)
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, asyncio.BaseEventLoop)
+    assert not [timer for timer in loop._scheduled if not timer.cancelled()]  # type: ignore[attr-defined]
