@@ -288,7 +288,7 @@ class Nowhere:
 async def turns_until(condition: Callable[[], bool]) -> None:
     """Turn the loop until it is so."""
     async with asyncio.timeout(SAFETY_S):
-        while not condition():
+        while not condition():  # noqa: ASYNC110  # it tells nobody when it comes true
             await asyncio.sleep(0)
 
 
