@@ -408,6 +408,7 @@ class Coordinator:
             sync_finished=message.sync_finished,
             async_started=message.async_started,
             item=message.item,
+            item_call=message.item_call,
         )
         if message.ids and record.has_place:
             known = self.dispatch.places[record.id].inflight

@@ -140,7 +140,7 @@ class Dispatch:
             if call.kills >= MAX_KILLS:
                 cause += f"; the call has killed {call.kills} workers and is blamed"
             error = WorkerLost(id, cause, maybe_executed=True, call=call.name, running=running)
-            if call.mode & CHUNK and verdict.recorded and call.serial == verdict.sync_started:
+            if call.mode & CHUNK and call.serial == verdict.item_call:
                 error.items_started = verdict.item
             ended.append(self._end(call, Ended(call, error)))
         place.inflight.clear()

@@ -99,6 +99,8 @@ class Results(Protocol):
     @property
     def item(self) -> int: ...
     @property
+    def item_call(self) -> int: ...
+    @property
     def results(self) -> Sequence[tuple[int, int, bytes]]: ...
 
 
@@ -306,7 +308,7 @@ class Supervisor:
 
 def _exited(worker_id: int, cause: str, expected: bool, reading: Results | None) -> WorkerExited:
     if reading is None:
-        return WorkerExited(worker_id, cause, expected, 0, 0, 0, 0, [], b"", [])
+        return WorkerExited(worker_id, cause, expected, 0, 0, 0, 0, 0, [], b"", [])
     return WorkerExited(
         worker_id,
         cause,
@@ -315,6 +317,7 @@ def _exited(worker_id: int, cause: str, expected: bool, reading: Results | None)
         reading.sync_finished,
         reading.async_started,
         reading.item,
+        reading.item_call,
         [one[0] for one in reading.results],
         bytes(one[1] for one in reading.results),
         [one[2] for one in reading.results],

@@ -13,8 +13,9 @@ __all__ = ["Verdict", "judge"]
 class Verdict(NamedTuple):
     """The end of a worker.
 
-    `recorded`: its flight recorder was read, so `sync_started`, `sync_finished`, `async_started` (call serials) and `item` (items
-    of a running chunk that had started) are facts. `crashed`: it ended by itself, so the call it ran is to blame.
+    `recorded`: its flight recorder was read, so `sync_started`, `sync_finished`, `async_started` (call serials), `item` and
+    `item_call` (so many items had started of the sync chunk that last began one, and its serial) are facts.
+    `crashed`: it ended by itself, so the call it ran is to blame.
     """
 
     cause: str
@@ -24,6 +25,7 @@ class Verdict(NamedTuple):
     sync_finished: int = 0
     async_started: int = 0
     item: int = 0
+    item_call: int = 0
 
 
 def judge(call: Call, verdict: Verdict) -> tuple[bool, bool]:

@@ -16,7 +16,7 @@ from aiocluster.core.inbox import ArrivedCall
 from aiocluster.errors import RemoteError
 from aiocluster.runtime import current
 from aiocluster.runtime.executor import Runner
-from aiocluster.runtime.recorder import ITEM, SYNC_FINISHED, SYNC_STARTED
+from aiocluster.runtime.recorder import ITEM, ITEM_BITS, SYNC_FINISHED, SYNC_STARTED
 from aiocluster.wire.functions import load_function
 from aiocluster.wire.messages import CallStatus, Mode
 from aiocluster.wire.payloads import pack, pack_error, unpack
@@ -25,6 +25,7 @@ __all__ = ["Functions", "Invoker", "Outcome"]
 
 OK, ERROR, CANCELLED, OK_PARTLY = CallStatus.OK, CallStatus.ERROR, CallStatus.CANCELLED, CallStatus.OK_PARTLY
 CHUNK, STAR, KEEP_GOING = Mode.CHUNK, Mode.STAR, Mode.KEEP_GOING
+_SLOT_MASK = 2**64 - 1
 SMALL = (int, float, bool, type(None))
 """Results of these very types need no look at what they refer to."""
 
@@ -86,7 +87,7 @@ class Invoker:
         slots = self._slots
         mode = call.mode
         if mode & CHUNK:
-            slots[ITEM] = 0
+            slots[ITEM] = _item_mark(call)
         slots[SYNC_STARTED] = call.serial
         outcome: Outcome | None = None
         try:
@@ -126,7 +127,7 @@ class Invoker:
         values: list[Any] = []
         errors: dict[int, bytes] = {}
         keep = values.append
-        started = 0
+        mark = _item_mark(call)
         try:
             function = self._loaded.get(call.function) or self._functions.load(call.function)
             items = iter(unpack(call.payload, call.buffers))
@@ -138,13 +139,13 @@ class Invoker:
                 try:
                     if call.mode & STAR:
                         for item in items:
-                            started += 1
-                            slots[ITEM] = started
+                            mark += 1
+                            slots[ITEM] = mark
                             keep(function(*item))
                     else:
                         for item in items:
-                            started += 1
-                            slots[ITEM] = started
+                            mark += 1
+                            slots[ITEM] = mark
                             keep(function(item))
                     break
                 except BaseException as error:
@@ -204,6 +205,14 @@ async def _item(call: ArrivedCall, function: Callable[..., Any], item: Any, inde
             raise
         errors[index] = pack_error(error)
         return None
+
+
+def _item_mark(call: ArrivedCall) -> int:
+    """What the flight recorder says of a chunk of which no item has started; one more for each that has.
+
+    The call is a part of it, as another chunk may run beside this one, on a stand-in thread.
+    """
+    return call.serial << ITEM_BITS & _SLOT_MASK
 
 
 def _without_value(call: ArrivedCall, status: int) -> Outcome:

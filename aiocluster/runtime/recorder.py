@@ -22,6 +22,7 @@ __all__ = [
     "BOX_WRITTEN",
     "ENTRY_BYTES",
     "ITEM",
+    "ITEM_BITS",
     "READY",
     "RECORDER_BYTES",
     "SYNC_FINISHED",
@@ -33,9 +34,12 @@ __all__ = [
 
 SYNC_STARTED, SYNC_FINISHED, ASYNC_STARTED, ITEM, READY, BOX_WRITTEN, BOX_END = range(7)
 SLOTS_BYTES = 64
+ITEM_BITS = 32
+"""The `ITEM` slot holds items below these bits and above them the last bits of the call's serial: one word, written whole."""
 RECORDER_BYTES = 256 * 1024
 """As many results of tiny calls as a link leaves unacknowledged."""
 BOX_BYTES = RECORDER_BYTES - SLOTS_BYTES
+_ITEM_MASK = (1 << ITEM_BITS) - 1
 _ENTRY = Struct("=QBI")
 ENTRY_BYTES = _ENTRY.size
 _LAST_STATUS = 3
@@ -114,6 +118,8 @@ class Reading(NamedTuple):
     sync_finished: int
     async_started: int
     item: int
+    """Items that had started of the sync chunk that last began one, and the serial of that chunk; 0 and 0 if there is none."""
+    item_call: int
     results: list[tuple[int, int, bytes]]
     """Call id, status and payload of results that may not have arrived."""
 
@@ -169,7 +175,10 @@ class Recorder:
             if status > _LAST_STATUS or position > end or body + size > BOX_BYTES:
                 break
             results.append((call_id, status, bytes(self._area[body : body + size])))
-        return Reading(slots[SYNC_STARTED], slots[SYNC_FINISHED], slots[ASYNC_STARTED], slots[ITEM], results)
+        started = slots[SYNC_STARTED]
+        item_call = _serial_of(slots[ITEM] >> ITEM_BITS, started)
+        item = slots[ITEM] & _ITEM_MASK if item_call else 0
+        return Reading(started, slots[SYNC_FINISHED], slots[ASYNC_STARTED], item, item_call, results)
 
     def close(self) -> None:
         """Unmap the memory; the recorder is not used any more."""
@@ -177,3 +186,8 @@ class Recorder:
         self._area.release()
         self.box = BlackBox(memoryview(bytearray(SLOTS_BYTES)).cast("Q"), memoryview(bytearray(BOX_BYTES)))
         self._memory.close()
+
+
+def _serial_of(last_bits: int, started: int) -> int:
+    """The latest serial up to that of the call last started that ends in these bits; 0 if there is none."""
+    return max(0, started - (started - last_bits & _ITEM_MASK))

@@ -174,8 +174,9 @@ class WorkerStarted(NamedTuple):
 class WorkerExited(NamedTuple):
     """Agent to manager: the worker's process is gone, why, and what its flight recorder says.
 
-    `sync_started`, `sync_finished`, `async_started` are call serials (0: none); `item` counts the items of a running chunk that
-    had started. `ids`, `statuses`, `payloads` are results that were finished but not yet sent.
+    `sync_started`, `sync_finished`, `async_started` are call serials (0: none); `item` counts the items that had started of the
+    sync chunk that last began one, and `item_call` is its serial (0: none, or not known). `ids`, `statuses`,
+    `payloads` are results that were finished but not yet sent.
     """
 
     worker_id: int
@@ -185,6 +186,7 @@ class WorkerExited(NamedTuple):
     sync_finished: int
     async_started: int
     item: int
+    item_call: int
     ids: list[int]
     statuses: bytes
     payloads: list[bytes]

@@ -162,7 +162,7 @@ MESSAGES: dict[int, MessageKind] = {
     22: MessageKind(WorkerStarted, (u64, u64)),
     23: MessageKind(
         WorkerExited,
-        (u64, reason, boolean, u64, u64, u64, u64, column_u64, statuses, column_blob),
+        (u64, reason, boolean, u64, u64, u64, u64, u64, column_u64, statuses, column_blob),
         same_length("ids", "statuses", "payloads"),
     ),
     24: MessageKind(StartGaveUp, (column_u64, reason, column_text)),

@@ -477,7 +477,7 @@ async def test_a_call_given_back_that_it_does_not_hold_drops_the_worker(stage: S
         wire.StartWorkers([4]),
         wire.Shutdown(0.0),
         wire.NodeBeat(1, {}, []),
-        wire.WorkerExited(1, "liar", False, 0, 0, 0, 0, [], b"", []),
+        wire.WorkerExited(1, "liar", False, 0, 0, 0, 0, 0, [], b"", []),
         wire.Calls(1, [1], [1], b"\0", [b""], [], [], []),
         wire.Output(1, 1, [0], ["forged"]),
     ],
@@ -542,7 +542,7 @@ async def test_a_worker_whose_frames_make_no_sense_is_dropped(stage: Stage, data
 
 
 async def test_an_agent_cannot_end_workers_of_another_node(stage: Stage) -> None:
-    await stage.agent.say(wire.WorkerExited(1, "liar", False, 0, 0, 0, 0, [], b"", []))
+    await stage.agent.say(wire.WorkerExited(1, "liar", False, 0, 0, 0, 0, 0, [], b"", []))
     await stage.agent.say(wire.StartGaveUp([1, 2], "liar", []))
     await stage.agent.say(wire.NodeBeat(1, {}, [[1, "forged", 0.0, 0, 0]]))
     while not isinstance(await stage.agent.hear(), wire.Beat):
@@ -596,7 +596,7 @@ async def test_an_agent_that_answers_what_nobody_asked_changes_nothing(stage: St
     await stage.agent.say(wire.OutputFlushed(123_456))
     await stage.agent.say(wire.Output(999, 1, [0], ["of nobody"]))
     await stage.agent.say(wire.WorkerStarted(999, 1))
-    await stage.agent.say(wire.WorkerExited(999, "who", False, 0, 0, 0, 0, [5], b"\0", [b""]))
+    await stage.agent.say(wire.WorkerExited(999, "who", False, 0, 0, 0, 0, 0, [5], b"\0", [b""]))
     await stage.agent.say(wire.NodeBeat(7, {"cpu": 1}, [[999, "idle", 0.0, 0, 0]]))
     assert await stage.agent.hear() == wire.Beat(7)
     await works_too(stage)

@@ -8,10 +8,12 @@ import os
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from aiocluster import CallTimeout, Cluster, WorkerLost
+from aiocluster import CallTimeout, Cluster, WorkerLost, get_cluster
+from aiocluster.maps import MapRun
 
 from . import work
 from .conftest import Fifos, lines_of, numbers_in
@@ -189,6 +191,39 @@ async def test_items_that_never_started_move_when_a_worker_dies(cluster: Cluster
         else:
             assert result == n
     assert isinstance(results[13], WorkerLost)
+
+
+async def _list(run: MapRun[Any]) -> list[Any]:
+    return await run
+
+
+async def test_items_of_a_chunk_do_not_run_twice_when_another_one_kills_its_worker_beside_it(
+    single: Cluster, fifos: Fifos, tmp_path: Path
+) -> None:
+    waits, go_on, begun = fifos.new(), fifos.new(), fifos.new()
+    log = str(tmp_path / "log")
+
+    async def leave_the_place() -> None:
+        await asyncio.to_thread(work.announce_and_wait, waits, go_on)
+
+    def kill_after_a_wait(n: int) -> None:
+        if n == 1:
+            os._exit(1)
+        get_cluster().submit(leave_the_place).result()
+
+    def run(n: int) -> None:
+        work.append(log, str(n))
+        if n == 4 and len(work.read_lines(log)) == 5:
+            work.announce_and_sleep(begun)
+
+    killer = asyncio.ensure_future(_list(single.map(kill_after_a_wait, range(2), chunk_size=2, return_exceptions=True)))
+    await fifos.read(waits)
+    beside = asyncio.ensure_future(_list(single.map(run, range(8), chunk_size=8, return_exceptions=True)))
+    await fifos.read(begun)
+    fifos.release(go_on)
+    assert [type(error) for error in await beside] == [WorkerLost] * 8
+    assert [type(error) for error in await killer] == [WorkerLost] * 2
+    assert numbers_in(log) == [0, 1, 2, 3, 4]
 
 
 async def test_an_item_that_kills_three_workers_is_blamed_alone(cluster: Cluster, tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ class SimWorker:
         self.pid = 1000 + worker_id
         self.process = Process(self.name)
         self.inbox = Inbox()
-        self.sync_started = self.sync_finished = self.async_started = self.item = 0
+        self.sync_started = self.sync_finished = self.async_started = self.item = self.item_call = 0
         self.box: list[tuple[int, int, bytes]] = []
         self._box_from = 0
         self.link: SimLink | None = None
@@ -135,7 +135,8 @@ class SimWorker:
         self.agent.worker_died(self, cause)
 
     def reading(self) -> Reading:
-        return Reading(self.sync_started, self.sync_finished, self.async_started, self.item, self.box[self._box_from :])
+        box = self.box[self._box_from :]
+        return Reading(self.sync_started, self.sync_finished, self.async_started, self.item, self.item_call, box)
 
     # --- the link --------------------------------------------------------------------------------------------------------
 
@@ -225,7 +226,7 @@ class SimWorker:
                 self.inbox.finish(call)
                 continue
             if call.mode & CHUNK:
-                self.item = 0
+                self.item, self.item_call = 0, call.serial
             self.sync_started = call.serial
             run = self._begin(call, False)
             self.computing[run] = None
@@ -274,7 +275,7 @@ class SimWorker:
             run.step += 1
             if isinstance(step, Work):
                 if spec.items > 1 and not run.is_async:
-                    self.item = run.step
+                    self.item, self.item_call = run.step, run.call.serial
                     self._item_started(run, run.step - 1)
                 run.timer = self.world.after(step.seconds, self.process, self._worked, run)
                 return

@@ -69,7 +69,7 @@ def result(
 
 
 def exited(id: int, cause: str = "crashed", *, expected: bool = False) -> WorkerExited:
-    return WorkerExited(id, cause, expected, 0, 0, 0, 0, [], b"", [])
+    return WorkerExited(id, cause, expected, 0, 0, 0, 0, 0, [], b"", [])
 
 
 def tick(bench: Bench, *, until: float) -> None:

@@ -101,7 +101,7 @@ def test_exit_of_a_worker_whose_link_is_gone_already_is_judged_at_once() -> None
     bench = Bench(1)
     done = bench.submit(bench.call())
     bench.link_ends(1)
-    message = WorkerExited(1, "crashed", False, 1, 1, 0, 0, [done.id, 99], b"\0\0", [b"box", b"?"])
+    message = WorkerExited(1, "crashed", False, 1, 1, 0, 0, 0, [done.id, 99], b"\0\0", [b"box", b"?"])
     bench.core.node_message("n", message, bench.now)
     (outcome,) = effects(bench, ResolveCalls)
     assert (outcome.calls, outcome.payloads) == ([done], [b"box"])
@@ -112,7 +112,7 @@ def test_exit_of_a_worker_that_never_joined_has_it_replaced_once() -> None:
     bench = Bench(0)
     bench.core.add_workers("n", 1, bench.now)
     for _ in range(2):
-        bench.core.node_message("n", WorkerExited(1, "crashed", False, 0, 0, 0, 0, [], b"", []), bench.now)
+        bench.core.node_message("n", WorkerExited(1, "crashed", False, 0, 0, 0, 0, 0, [], b"", []), bench.now)
     assert to_node(bench, StartWorkers) == [StartWorkers([1]), StartWorkers([2])]
 
 

@@ -664,17 +664,31 @@ def test_idempotent_call_is_blamed_after_three_workers_and_says_so() -> None:
 def test_chunk_of_several_items_is_not_repeated_but_says_how_far_it_came() -> None:
     desk = Desk(1)
     chunk = desk.run(items=10, mode=Mode.CHUNK, idempotent=True)
-    ended = desk.lose(1, Verdict("crashed", recorded=True, crashed=True, sync_started=chunk.serial, item=4))
+    ended = desk.lose(
+        1, Verdict("crashed", recorded=True, crashed=True, sync_started=chunk.serial, item=4, item_call=chunk.serial)
+    )
     assert lost(ended, chunk).items_started == 4
     assert chunk.kills == 1
 
 
-def test_chunk_that_was_not_the_last_to_start_says_nothing_of_its_items() -> None:
+def test_of_two_chunks_that_ran_side_by_side_only_the_one_whose_items_are_counted_says_how_far_it_came() -> None:
+    desk = Desk(1)
+    first = desk.run(items=2, mode=Mode.CHUNK, takes_s=TINY_S)
+    second = desk.run(items=5, mode=Mode.CHUNK, takes_s=TINY_S)
+    verdict = Verdict("crashed", recorded=True, sync_started=second.serial, item=1, item_call=first.serial)
+    ended = desk.lose(1, verdict)
+    assert lost(ended, first).items_started == 1
+    assert lost(ended, second).items_started is None
+
+
+def test_chunk_whose_items_were_counted_says_so_also_when_another_call_has_started_since() -> None:
     desk = Desk(1)
     chunk = desk.run(items=2, mode=Mode.CHUNK, takes_s=TINY_S)
     last = desk.run(takes_s=TINY_S)
-    ended = desk.lose(1, Verdict("crashed", recorded=True, sync_started=last.serial, sync_finished=chunk.serial, item=1))
-    assert lost(ended, chunk).items_started is None
+    verdict = Verdict(
+        "crashed", recorded=True, sync_started=last.serial, sync_finished=chunk.serial, item=2, item_call=chunk.serial
+    )
+    assert lost(desk.lose(1, verdict), chunk).items_started == 2
 
 
 def test_targeted_calls_are_never_moved() -> None:

@@ -79,7 +79,7 @@ class Bench:
         """The worker crashed: its link ends, its agent says how far it had come."""
         ids = box.get("ids", [])
         message = WorkerExited(
-            id, "crashed", False, sync_started, sync_finished, async_started, 0, ids, bytes(len(ids)), [b"box"] * len(ids)
+            id, "crashed", False, sync_started, sync_finished, async_started, 0, 0, ids, bytes(len(ids)), [b"box"] * len(ids)
         )
         self.core.node_message("n", message, self.now)
         if not box.get("link_stays"):

@@ -30,6 +30,7 @@ class Reading(NamedTuple):
     sync_finished: int = 0
     async_started: int = 0
     item: int = 0
+    item_call: int = 0
     results: tuple[tuple[int, int, bytes], ...] = ()
 
 
@@ -159,9 +160,9 @@ def test_the_end_of_a_worker_that_was_told_to_end_is_no_crash_at_its_start() -> 
 
 def test_an_exit_is_told_with_what_the_flight_recorder_says() -> None:
     one = running(1)
-    reading = Reading(9, 8, 7, 6, ((11, 0, b"a"), (12, 1, b"b")))
+    reading = Reading(9, 8, 7, 6, 5, ((11, 0, b"a"), (12, 1, b"b")))
     assert said(one.exited(1, "killed by signal 9 (SIGKILL)", reading, last_lines=[], now=1.0)) == [
-        WorkerExited(1, "killed by signal 9 (SIGKILL)", False, 9, 8, 7, 6, [11, 12], b"\x00\x01", [b"a", b"b"])
+        WorkerExited(1, "killed by signal 9 (SIGKILL)", False, 9, 8, 7, 6, 5, [11, 12], b"\x00\x01", [b"a", b"b"])
     ]
 
 

@@ -15,6 +15,7 @@ from aiocluster.runtime.recorder import (
     BOX_WRITTEN,
     ENTRY_BYTES,
     ITEM,
+    ITEM_BITS,
     SYNC_FINISHED,
     SYNC_STARTED,
     Reading,
@@ -35,17 +36,32 @@ def pair() -> Iterator[tuple[Recorder, Recorder]]:
 
 def test_new_recorder_says_that_nothing_happened(pair: tuple[Recorder, Recorder]) -> None:
     _worker, agent = pair
-    assert agent.read() == Reading(0, 0, 0, 0, [])
+    assert agent.read() == Reading(0, 0, 0, 0, 0, [])
     assert not agent.is_ready
 
 
 def test_agent_reads_what_the_worker_assigned(pair: tuple[Recorder, Recorder]) -> None:
     worker, agent = pair
     worker.set_ready()
-    for slot, value in ((SYNC_STARTED, 5), (SYNC_FINISHED, 4), (ASYNC_STARTED, 2**63), (ITEM, 3)):
+    for slot, value in ((SYNC_STARTED, 5), (SYNC_FINISHED, 4), (ASYNC_STARTED, 2**63), (ITEM, (5 << ITEM_BITS) + 3)):
         worker.slots[slot] = value
     assert agent.is_ready
-    assert agent.read() == Reading(5, 4, 2**63, 3, [])
+    assert agent.read() == Reading(5, 4, 2**63, 3, 5, [])
+
+
+@pytest.mark.parametrize("serial", [1, 2**ITEM_BITS - 1, 2**ITEM_BITS, 2**40 + 7])
+def test_items_are_told_with_the_chunk_that_they_belong_to(pair: tuple[Recorder, Recorder], serial: int) -> None:
+    worker, agent = pair
+    for started in (serial, serial + 5):
+        worker.slots[SYNC_STARTED] = started
+        worker.slots[ITEM] = ((serial << ITEM_BITS) + 3) % 2**64
+        assert agent.read()[3:5] == (3, serial)
+
+
+def test_items_of_a_chunk_that_has_not_started_are_nobodys(pair: tuple[Recorder, Recorder]) -> None:
+    worker, agent = pair
+    worker.slots[SYNC_STARTED], worker.slots[ITEM] = 5, (6 << ITEM_BITS) + 3
+    assert agent.read()[3:5] == (0, 0)
 
 
 def test_results_not_yet_written_survive(pair: tuple[Recorder, Recorder]) -> None:

@@ -123,7 +123,7 @@ def outcomes(draw: st.DrawFn) -> m.Outcomes:
 @st.composite
 def worker_exited(draw: st.DrawFn) -> m.WorkerExited:
     n = draw(st.integers(0, 5))
-    started, finished, started_async, item = [draw(u64) for _ in range(4)]
+    started, finished, started_async, item, item_call = [draw(u64) for _ in range(5)]
     return m.WorkerExited(
         draw(u64),
         draw(short),
@@ -132,6 +132,7 @@ def worker_exited(draw: st.DrawFn) -> m.WorkerExited:
         finished,
         started_async,
         item,
+        item_call,
         draw(exactly(n, u64)),
         draw(statuses(n)),
         draw(exactly(n, blob)),

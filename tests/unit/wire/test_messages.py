@@ -21,7 +21,7 @@ CALLS: Any = Calls(7, [1, 2], [3, 3], b"\0\1", [b"a", b"b"], [[0, 5]], [[0, 1], 
 RESULTS: Any = Results([1, 2], b"\0\3", [b"a", b"b"], [[1, 1]], [[3, 1, 100]])
 SUBMIT: Any = Submit([1], [2], [3], b"\0", [b""], [[0, {}]], [])
 HELLO: Any = Hello("worker", "c-1", 1, "0.1.0", "3.11", "local-1", 1, "host", 99, b"l" * 16, 0, False)
-EXITED = WorkerExited(1, "exit code 1", False, 1, 0, 0, 0, [4], b"\0", [b"v"])
+EXITED = WorkerExited(1, "exit code 1", False, 1, 0, 0, 0, 0, [4], b"\0", [b"v"])
 
 
 @given(messages)
