@@ -316,9 +316,7 @@ def pip_files(environ: Mapping[str, str]) -> dict[str, bytes]:
     files = {}
     kept = {name: settings[name] for name in ("index-url", "extra-index-url", "trusted-host", "timeout", "proxy")}
     # Folders of this machine are not there in a build.
-    kept["extra-index-url"] = " ".join(
-        url for url in kept["extra-index-url"].split() if urllib.parse.urlsplit(url).scheme != "file"
-    )
+    kept["extra-index-url"] = " ".join(url for url in kept["extra-index-url"].split() if not url.startswith("file:"))
     if certificates and Path(certificates).is_file():
         files["pip.crt"] = Path(certificates).read_bytes()
         kept["cert"] = "/build/pip.crt"
