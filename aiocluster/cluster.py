@@ -251,7 +251,7 @@ class Cluster(Calling):
         write = make_output(output)
 
         async def start() -> Cluster:
-            owner = Owner(figures, write)
+            owner = Owner(figures, write, launcher.agreed)
             cluster = cls(owner)
             try:
                 await owner.open()

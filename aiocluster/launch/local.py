@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 
 from aiocluster.errors import LaunchError
-from aiocluster.launch.base import LaunchRequest, agent_environment, package_folder
+from aiocluster.launch.base import Launcher, LaunchRequest, agent_environment, package_folder
 
 __all__ = ["Local"]
 
@@ -136,7 +136,7 @@ class _Exited:
             self._request.exited(agent.name, reason)
 
 
-class Local:
+class Local(Launcher):
     """Nodes on this machine.
 
     Args:
@@ -177,7 +177,7 @@ class Local:
     def last_lines(self, node: str) -> Sequence[str]:
         return tuple(self._lines.get(node, ()))
 
-    async def stop(self, node: str) -> None:
+    async def stop(self, node: str, *, lost: bool = False) -> None:
         agent = self._agents.get(node)
         if agent is not None:
             agent.stopping = True

@@ -62,6 +62,8 @@ class Agent:
         self._server = server
         self._loop = asyncio.get_running_loop()
         self._host = socket.gethostname()
+        self._node = settings.node
+        """What the manager calls it: the name that it was given, unless that was only a hint."""
         self._supervisor = Supervisor(SupervisorLimits(), self._loop.time())
         self._cwd = _working_directory()
         self._figures = Figures()
@@ -134,6 +136,7 @@ class Agent:
         self._link = link
         assert link.welcome is not None
         self._welcome = dict(link.welcome.settings)
+        self._node = str(self._welcome.get("node", self._node))
         self._interval_s = float(self._welcome.get("heartbeat_interval_s", 2.0))
         limits = SupervisorLimits(orphan_timeout_s=float(self._welcome.get("orphan_timeout_s", 60.0)))
         self._supervisor = Supervisor(limits, self._loop.time())
@@ -227,7 +230,7 @@ class Agent:
                         self._link.send(effect.message)
                 case EndNode():
                     if effect.code:
-                        logger.error("node %s ends: %s", self._settings.node, effect.reason)
+                        logger.error("node %s ends: %s", self._node, effect.reason)
                     self._finish(effect.code)
                 case _:
                     assert_never(effect)
@@ -246,7 +249,7 @@ class Agent:
         settings = self._settings
         spec = WorkerSpec(
             worker_id=worker_id,
-            node=settings.node,
+            node=self._node,
             cluster_id=settings.cluster_id,
             address=settings.address,
             token=settings.token,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from aiocluster.ids import Token
+from aiocluster.launch.naming import node_name
 
 __all__ = ["AgentSettings"]
 
@@ -15,7 +16,7 @@ class AgentSettings:
     def __init__(self, environ: dict[str, str] | os._Environ[str]) -> None:
         self.address = _required(environ, "AIOCLUSTER_MANAGER")
         self.cluster_id = _required(environ, "AIOCLUSTER_CLUSTER")
-        self.node = _required(environ, "AIOCLUSTER_NODE")
+        self.node = node_name(_required(environ, "AIOCLUSTER_NODE"), environ)
         self.token = Token.from_hex(_required(environ, "AIOCLUSTER_TOKEN"))
         sys_path = environ.get("AIOCLUSTER_SYS_PATH")
         self.sys_path = None if sys_path is None else tuple(sys_path.split(os.pathsep))

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
+from aiocluster.core.effects import Event
 from aiocluster.core.roster import Node, NodeState, WorkerState
 from aiocluster.errors import ClusterClosed, LaunchError, NodeReport
 from aiocluster.launch.base import Launcher, LaunchRequest
@@ -16,6 +19,36 @@ __all__ = ["Launching", "WorkerCount", "bounds"]
 logger = logging.getLogger("aiocluster")
 
 WorkerCount = int | tuple[int, int]
+LOOK_S = 10.0
+"""For a launcher to find out why a launch has failed: a few requests to an API."""
+
+
+class _Seen(NamedTuple):
+    """What the infrastructure says of a node."""
+
+    state: str
+    since: float
+    reason: str
+
+
+@dataclass(slots=True, eq=False)
+class _Launch:
+    """The nodes that one call has started, with those that took the place of others. `waiting`: the call has not returned."""
+
+    nodes: list[Node] = field(default_factory=list)
+    waiting: bool = True
+
+
+@dataclass(slots=True, eq=False)
+class _Started:
+    """One node that was started."""
+
+    launcher: Launcher
+    workers: int
+    resources: Mapping[str, float]
+    launch: _Launch
+    seen: _Seen | None = None
+    stopping: bool = False
 
 
 class Launching:
@@ -40,7 +73,8 @@ class Launching:
         self._settings = manager.settings
         self._address_for = address_for
         self._changed = changed
-        self._launcher_of: dict[str, Launcher] = {}
+        self._started: dict[str, _Started] = {}
+        """The nodes that have been started and not been released."""
         self._node_numbers: dict[str, int] = {}
         manager.release_node = self.release
 
@@ -50,10 +84,13 @@ class Launching:
         Cancelling releases what was started.
         """
         minimum, maximum = bounds(n)
-        manager, core = self._manager, self._manager.core
+        manager = self._manager
         self._refuse_when_closed()
-        timeout = self._settings.launch_timeout_s if timeout is None else timeout
+        if timeout is None:
+            timeout = self._settings.launch_timeout_s if launcher.timeout_s is None else launcher.timeout_s
         if launcher not in self.launchers:
+            if self.launchers and launcher.agreed is not None:
+                raise LaunchError(f"a {launcher.name} launcher can only be the first one of a cluster: its nodes know no other")
             self.launchers.append(launcher)
         if launcher is self.launchers[0]:
             self.resources = resources
@@ -64,30 +101,37 @@ class Launching:
         counts: dict[str, int] = {}
         for first in range(0, maximum, per_node):
             counts[self._new_name(launcher)] = min(per_node, maximum - first)
+        launch = _Launch()
         for name, count in counts.items():  # recorded before anything is started
-            self._launcher_of[name] = launcher
-            core.expect_node(name, count, resources, manager.loop.time())
-        nodes = [core.roster.nodes[name] for name in counts]
+            self._expect(name, _Started(launcher, count, resources, launch))
         request = LaunchRequest(
             cluster_id=manager.id,
             token=manager.token,
             address=address,
             nodes=tuple(counts),
             workers=counts,
+            minimum=minimum,
+            observed=self._observed,
             exited=self._node_exited,
+            expect=self._succeed,
             settings=self._settings,
         )
         try:
             await launcher.start(request)
-            await self.wait_for_join(nodes, minimum, maximum, timeout)
+            await self.wait_for_join(launch.nodes, minimum, maximum, timeout)
         except BaseException as error:
-            reports = self._reports(nodes, launcher)
-            await asyncio.shield(self._abandon(nodes, launcher))
+            if isinstance(error, LaunchError):
+                await self._look(launcher, launch.nodes)
+            reports = self._reports(launch.nodes)
+            await asyncio.shield(self._abandon(launch.nodes, launcher))
             if isinstance(error, Exception):
                 self._refuse_when_closed(error)
             if isinstance(error, LaunchError) and not error.nodes:
                 raise LaunchError(error.reason, reports) from error.__cause__
             raise
+        finally:
+            launch.waiting = False
+            self._forget(launch)
 
     def _refuse_when_closed(self, cause: BaseException | None = None) -> None:
         if self._manager.core.closing is not None:
@@ -130,40 +174,107 @@ class Launching:
                     f"only {joined} of at least {minimum} workers joined within {timeout:g} s; a larger timeout= waits longer"
                 ) from None
 
-    def _reports(self, nodes: Sequence[Node], launcher: Launcher) -> list[NodeReport]:
+    async def _look(self, launcher: Launcher, nodes: Sequence[Node]) -> None:
+        try:
+            async with asyncio.timeout(LOOK_S):
+                await launcher.look([node.name for node in nodes])
+        except Exception as error:  # the launch has failed already: its own reason is what counts
+            logger.warning("what became of the nodes of a failed launch could not be found out: %s", error)
+
+    def _reports(self, nodes: Sequence[Node]) -> list[NodeReport]:
         now = self._manager.loop.time()
-        return [
-            NodeReport(node.name, node.state.value, now - node.since, node.reason, tuple(launcher.last_lines(node.name)))
-            for node in nodes
-        ]
+        reports = []
+        for node in nodes:
+            state, since, reason = node.state.value, node.since, node.reason
+            started = self._started.get(node.name)
+            lines: Sequence[str] = ()
+            if started is not None:
+                lines = started.launcher.last_lines(node.name)
+                if started.seen is not None and node.host == "":  # it never joined: what its infrastructure says tells more
+                    state, since = started.seen.state, started.seen.since
+                    reason = reason or started.seen.reason
+            reports.append(NodeReport(node.name, state, now - since, reason, tuple(lines)))
+        return reports
 
     async def _abandon(self, nodes: Sequence[Node], launcher: Launcher) -> None:
         """Release what a failed launch has started."""
         for node in nodes:
-            self._launcher_of.pop(node.name, None)  # it is stopped here, and waited for
+            self._started.pop(node.name, None)  # it is stopped here, and waited for
             if node.state is not NodeState.GONE:
                 self._manager.core.lose_node(node.name, "its launch failed", self._manager.loop.time())
         self._manager.perform()
         self._manager.schedule_flush()
         await asyncio.gather(*[launcher.stop(node.name) for node in nodes])
 
+    # --- what launchers say --------------------------------------------------------------------------------------------------
+
+    def _expect(self, name: str, started: _Started) -> None:
+        core = self._manager.core
+        self._started[name] = started
+        core.expect_node(name, started.workers, started.resources, self._manager.loop.time())
+        started.launch.nodes.append(core.roster.nodes[name])
+
+    def _observed(self, name: str, state: str, reason: str) -> None:
+        """The infrastructure says what a node is doing."""
+        started = self._started.get(name)
+        if started is None:
+            return
+        before, now = started.seen, self._manager.loop.time()
+        if before is not None and (before.state, before.reason) == (state, reason):
+            return
+        since = before.since if before is not None and before.state == state else now
+        started.seen = _Seen(state, since, reason)
+        self._manager.publish(Event(now, "node_state", name, 0, f"{state}: {reason}" if reason else state))
+
+    def _node_exited(self, name: str, reason: str) -> None:
+        """A launcher says that a node has ended, or never will begin."""
+        if name in self._manager.core.roster.nodes:
+            self._manager.core.lose_node(name, reason, self._manager.loop.time())
+            self._manager.perform()
+            self._manager.schedule_flush()
+
+    def _succeed(self, name: str, predecessor: str) -> None:
+        """The infrastructure starts a node in the place of another one, as a retry of a job does."""
+        before = self._started.get(predecessor)
+        if before is None or name in self._started or self._manager.core.closing is not None:
+            return
+        self._expect(name, _Started(before.launcher, before.workers, before.resources, before.launch))
+        self._manager.schedule_flush()
+
+    def adopt(self, name: str) -> str:
+        """The node that an agent is which calls itself so: launchers know by which names theirs go."""
+        if name in self._started:
+            return name
+        for launcher in self.launchers:
+            node = launcher.adopt(name)
+            if node is not None:
+                return node
+        return name
+
     # --- nodes that run ------------------------------------------------------------------------------------------------------
 
     def nodes_of(self, launcher: Launcher) -> list[str]:
         """The nodes that it has started and that nobody has released, the latest last."""
-        return [name for name, one in self._launcher_of.items() if one is launcher]
-
-    def _node_exited(self, name: str, reason: str) -> None:
-        """A launcher says that a node has ended."""
-        self._manager.core.lose_node(name, reason, self._manager.loop.time())
-        self._manager.perform()
-        self._manager.schedule_flush()
+        return [name for name, started in self._started.items() if started.launcher is launcher]
 
     def release(self, name: str, reason: str) -> None:
         """The node is not needed any more, or lost: what its launcher has of it is ended."""
-        launcher = self._launcher_of.pop(name, None)
-        if launcher is not None and self._manager.core.closing is None:
-            self._manager.spawn(launcher.stop(name), f"stopping node {name}")
+        started = self._started.get(name)
+        if started is None or started.stopping or self._manager.core.closing is not None:
+            return
+        started.stopping = True
+        self._manager.spawn(self._stop(name, started), f"stopping node {name}")
+
+    async def _stop(self, name: str, started: _Started) -> None:
+        node = self._manager.core.roster.nodes.get(name)
+        await started.launcher.stop(name, lost=node is None or node.state is NodeState.GONE)
+        self._forget(started.launch)
+
+    def _forget(self, launch: _Launch) -> None:
+        """Nothing is kept of a launch whose nodes are gone; before that, one of them may be succeeded, or told of in a report."""
+        if not launch.waiting and all(node.state is NodeState.GONE for node in launch.nodes):
+            for node in launch.nodes:
+                self._started.pop(node.name, None)
 
     async def close(self) -> list[BaseException]:
         """End all that was started; what could not be ended is returned."""

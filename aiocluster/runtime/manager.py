@@ -32,6 +32,7 @@ from aiocluster.core.effects import (
 from aiocluster.core.functions import FunctionEntry
 from aiocluster.errors import ClusterClosed
 from aiocluster.ids import Token, new_cluster_id
+from aiocluster.launch.base import Agreed
 from aiocluster.net.link import Link
 from aiocluster.runtime.asking import answer
 from aiocluster.runtime.collector import CollectorRelief
@@ -58,13 +59,15 @@ class Manager:
     Args:
         settings: the cluster's figures.
         write_output: called with a worker's id, 1 for stdout or 2 for stderr, and whole lines.
+        agreed: the cluster's id and token, where nodes know them from elsewhere; default: new ones.
     """
 
-    def __init__(self, settings: Settings, write_output: Callable[[int, int, list[str]], None]) -> None:
+    def __init__(
+        self, settings: Settings, write_output: Callable[[int, int, list[str]], None], agreed: Agreed | None = None
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self.settings = settings
-        self.id = new_cluster_id()
-        self.token = Token.generate()
+        self.id, self.token = (new_cluster_id(), Token.generate()) if agreed is None else agreed
         self.core = Coordinator(settings, self._loop.time())
         self.output = Logbook(self, write_output)
         self.join_calls = JoinCalls(self)
@@ -298,7 +301,7 @@ class Manager:
                         case RunJoinCalls():
                             self.join_calls.run(effect.worker_id)
                         case PublishEvent():
-                            self._publish(effect.event)
+                            self.publish(effect.event)
                         case _:
                             assert_never(effect)
         finally:
@@ -346,7 +349,8 @@ class Manager:
         if link is not None:
             link.abort()
 
-    def _publish(self, event: Event) -> None:
+    def publish(self, event: Event) -> None:
+        """Tell everybody who follows what happens, and the log."""
         self.events.append(event)
         lost = event.kind in ("node_lost", "node_failed", "start_failed", "worker_lost")
         if self.core.closing is None:

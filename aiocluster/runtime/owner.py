@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -10,8 +11,10 @@ from typing import Any
 
 from aiocluster.config import Settings
 from aiocluster.core.effects import Event
-from aiocluster.errors import ClusterClosed
-from aiocluster.launch.base import Launcher
+from aiocluster.errors import ClusterClosed, LaunchError
+from aiocluster.launch.base import Agreed, Launcher
+from aiocluster.launch.reach import Reach
+from aiocluster.net.address import TcpAddress, parse_address
 from aiocluster.net.listener import Accepted, Listener
 from aiocluster.net.sockets import FOLDER_PREFIX
 from aiocluster.runtime.elasticity import Elasticity
@@ -23,17 +26,24 @@ from aiocluster.wire.messages import Hello, Refused
 
 __all__ = ["Owner"]
 
+logger = logging.getLogger("aiocluster")
+
 
 class Owner:
     """One cluster's outer life. The manager turns inside it."""
 
-    def __init__(self, settings: Settings, write_output: Callable[[int, int, list[str]], None]) -> None:
+    def __init__(
+        self, settings: Settings, write_output: Callable[[int, int, list[str]], None], agreed: Agreed | None = None
+    ) -> None:
         self.settings = settings
-        self.manager = Manager(settings, write_output)
+        self.manager = Manager(settings, write_output, agreed)
         self.manager.listeners[self._on_event] = None
         self.ending: dict[asyncio.Queue[Event | None], None] = {}
         """Queues of those who follow the events; each gets None at the end."""
         self._listener: Listener | None = None
+        """At a Unix socket, for nodes on this machine."""
+        self._listeners: dict[Reach, tuple[Listener, str]] = {}
+        """For nodes elsewhere, and the address that they are told."""
         self._folder: str | None = None
         self._waiters: dict[asyncio.Future[None], None] = {}
         self.launching = Launching(self.manager, self._address_for, self._changed)
@@ -54,16 +64,14 @@ class Owner:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir="/tmp")
             path = f"{self._folder}/manager.sock"
-        manager = self.manager
-        self._listener = Listener(
-            [f"unix:{path}"],
-            manager.token,
-            manager.id,
-            self._accept,
-            resume_within_s=2 * self.settings.heartbeat_timeout_s,
-        )
+        self._listener = self._new_listener(f"unix:{path}")
         await self._listener.start()
-        manager.start()
+        self.manager.start()
+
+    def _new_listener(self, address: str) -> Listener:
+        manager = self.manager
+        resume_within_s = 2 * self.settings.heartbeat_timeout_s
+        return Listener([address], manager.token, manager.id, self._accept, resume_within_s=resume_within_s)
 
     def _accept(self, hello: Hello) -> Accepted | Refused:
         core = self.manager.core
@@ -74,9 +82,10 @@ class Owner:
             "close_grace_s": self.settings.close_grace_s,
         }
         if hello.role == "agent":
-            refusal = core.refuse_node(hello.node)
+            name = settings["node"] = self.launching.adopt(hello.node)
+            refusal = core.refuse_node(name)
             if refusal is None:
-                return Accepted(NodePeer(self.manager, hello.node), settings)
+                return Accepted(NodePeer(self.manager, name), settings)
         else:
             refusal = core.refuse_worker(hello.worker_id, hello.node)
             if refusal is None:
@@ -85,8 +94,31 @@ class Owner:
         return Refused("closing" if core.closing else "stale", refusal, str(ours), hello.version)
 
     async def _address_for(self, launcher: Launcher) -> str:
-        assert self._listener is not None
-        return self._listener.addresses[0]
+        """Where its agents reach the manager; it listens there from now on.
+
+        Raises:
+            LaunchError: there is no such address, or it is in use.
+        """
+        reach = launcher.reach
+        if reach is None:
+            assert self._listener is not None
+            return self._listener.addresses[0]
+        if reach not in self._listeners:
+            told, host = reach.choose()
+            wanted = TcpAddress(host, reach.port)
+            listener = self._new_listener(str(wanted))
+            try:
+                await listener.start()
+            except OSError as error:
+                raise LaunchError(
+                    f"the manager cannot listen at {wanted}: {error.strerror or error}; host= and port= name another address"
+                ) from error
+            listening = parse_address(listener.addresses[0])
+            assert isinstance(listening, TcpAddress)
+            address = str(TcpAddress(told, reach.told_port(listening.port)))
+            self._listeners[reach] = listener, address
+            logger.info("listening at %s; nodes are told %s", listening, address)
+        return self._listeners[reach][1]
 
     # --- waiting -------------------------------------------------------------------------------------------------------------
 
@@ -132,6 +164,8 @@ class Owner:
             failed = await self.launching.close()
             await manager.stop()
         finally:  # also when the loop is torn down meanwhile
+            for listener, _address in self._listeners.values():
+                listener.close()
             if self._listener is not None:
                 self._listener.close()
             if self._folder is not None:

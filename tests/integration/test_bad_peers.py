@@ -15,7 +15,7 @@ import pytest
 from aiocluster import Cluster, WorkerLost
 from aiocluster.config import Settings
 from aiocluster.ids import Token, new_link_id
-from aiocluster.launch.base import LaunchRequest
+from aiocluster.launch.base import Launcher, LaunchRequest
 from aiocluster.runtime.owner import Owner
 from aiocluster.wire import messages as wire
 from aiocluster.wire.frames import Frame, FrameDecoder, FrameLimits, encode
@@ -327,7 +327,7 @@ async def test_anything_but_a_hello_is_refused(cluster: Cluster, log: Log, data:
 # --- peers that were let in ----------------------------------------------------------------------------------------------
 
 
-class Impostor:
+class Impostor(Launcher):
     """A launcher whose nodes are played by the test."""
 
     name = "fake"
@@ -339,10 +339,7 @@ class Impostor:
     async def start(self, request: LaunchRequest) -> None:
         self.started.set()
 
-    def last_lines(self, node: str) -> Sequence[str]:
-        return ()
-
-    async def stop(self, node: str) -> None:
+    async def stop(self, node: str, *, lost: bool = False) -> None:
         pass
 
     async def close(self, grace_s: float) -> None:

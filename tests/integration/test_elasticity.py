@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from aiocluster import Cluster, ClusterClosed, LaunchError, Settings, Unschedulable, WorkerLost
-from aiocluster.launch.base import LaunchRequest
+from aiocluster.launch.base import Launcher, LaunchRequest
 
 from . import work
 from .conftest import SAFETY_S, Fifos, ended, event_of, numbers_in
@@ -262,11 +262,10 @@ async def test_another_launchers_workers_join_the_same_cluster(single: Cluster) 
 # --- changes that meet ---------------------------------------------------------------------------------------------------
 
 
-class Nowhere:
+class Nowhere(Launcher):
     """A launcher whose nodes are on their way for ever."""
 
     name = "nowhere"
-    workers_per_node = 1
 
     def __init__(self) -> None:
         self.started: list[str] = []
@@ -275,10 +274,7 @@ class Nowhere:
     async def start(self, request: LaunchRequest) -> None:
         self.started += request.nodes
 
-    def last_lines(self, node: str) -> tuple[str, ...]:
-        return ()
-
-    async def stop(self, node: str) -> None:
+    async def stop(self, node: str, *, lost: bool = False) -> None:
         self.stopped.append(node)
 
     async def close(self, grace_s: float) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from aiocluster import Cluster, LaunchError, Settings, Unschedulable
 from aiocluster.ids import Token
-from aiocluster.launch.base import LaunchRequest
+from aiocluster.launch.base import Launcher, LaunchRequest
 from aiocluster.launch.local import Local
 
 from . import work
@@ -168,7 +168,7 @@ async def test_workers_that_are_added_later_are_like_the_first(single: Cluster) 
         await single.workers[3].options(resources={"gpu": 1}).submit(work.own_id)
 
 
-class Refusing:
+class Refusing(Launcher):
     """A launcher that cannot start anything."""
 
     name = "refusing"
@@ -183,7 +183,7 @@ class Refusing:
     def last_lines(self, node: str) -> Sequence[str]:
         return ["the very last line"]
 
-    async def stop(self, node: str) -> None:
+    async def stop(self, node: str, *, lost: bool = False) -> None:
         self.stopped.append(node)
 
     async def close(self, grace_s: float) -> None:

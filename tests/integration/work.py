@@ -36,6 +36,10 @@ def own_id() -> int:
     return get_worker().id
 
 
+def own_node() -> str:
+    return get_worker().node
+
+
 def own_pid() -> int:
     return os.getpid()
 

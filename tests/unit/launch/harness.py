@@ -95,7 +95,10 @@ class FakeManager:
             address=self.listener.addresses[0],
             nodes=nodes,
             workers=dict.fromkeys(nodes, 1),
+            minimum=len(nodes),
+            observed=lambda node, state, reason: None,
             exited=self._exited,
+            expect=lambda node, predecessor: None,
             settings=Settings(),
         )
 
