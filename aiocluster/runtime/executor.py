@@ -13,7 +13,7 @@ import ctypes
 import signal
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from aiocluster.core.inbox import ArrivedCall, Inbox
 from aiocluster.runtime import current
@@ -25,11 +25,26 @@ INTERRUPT_SIGNAL = signal.SIGURG
 
 KEEP_SPARES = 8
 
+T = TypeVar("T")
+
 
 class Runner:
-    """One thread that executes calls."""
+    """One thread that executes calls.
 
-    __slots__ = ("call", "interruptible", "is_main", "lock", "thread_id")
+    Code of a call may be interrupted anywhere, code of the runtime nowhere: a place that was given up and not handed over, or an
+    outcome that was not sent, would be lost for ever. The rules that keep the two apart:
+
+    - `interruptible` becomes True on this thread only, and before it is asked whether the call was cancelled. Who interrupts
+      marks the call as cancelled before it looks at `interruptible`. So one of the two sees the other: no interrupt is lost.
+    - Interrupting makes it False, on the main thread within the signal handler, else under the `guard` and together with
+      raising. So no more than one interrupt is under way.
+    - Before the runtime goes on, `interruptible` becomes False, and if the call was cancelled `shield` has to return. On a
+      stand-in it waits at the guard for an interrupt that has begun and takes back the exception if it has not been raised yet.
+    - An exception that is raised before `shield` has returned leaves it, or what ran before it, as if the call's code had raised
+      it. That was the one that was under way: whoever catches it needs no shield.
+    """
+
+    __slots__ = ("call", "guard", "interruptible", "is_main", "lock", "thread_id")
 
     def __init__(self, *, is_main: bool) -> None:
         self.is_main = is_main
@@ -38,13 +53,41 @@ class Runner:
         """The call whose code runs on this thread."""
         self.interruptible = False
         """True while an exception may be raised into the call's code from outside."""
+        self.guard = threading.Lock()
+        """Held while an exception is raised into a stand-in, or taken back."""
         self.lock = threading.Lock()
         """Released to hand the place to this runner."""
         self.lock.acquire()
 
-    def clear_interrupt(self) -> None:
-        """Forget an interrupt of this stand-in that was not delivered before its call ended."""
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.thread_id), None)
+    def interrupt(self, call: ArrivedCall) -> None:
+        """Raise `CancelledError` in the code of the call, which is marked as cancelled; nothing happens if it does not run."""
+        if self.is_main:
+            signal.pthread_kill(self.thread_id, INTERRUPT_SIGNAL)
+            return
+        with self.guard:
+            if self.call is call and self.interruptible:
+                self.interruptible = False
+                # Reaches Python code only: a stand-in that blocks in C goes on until it returns.
+                _set_async_exception(self.thread_id, asyncio.CancelledError)
+
+    def expose(self, call: ArrivedCall) -> None:
+        """The call's code runs from now on. Raises `CancelledError` if it was cancelled before."""
+        self.interruptible = True
+        if call.cancelled:
+            self.shield()
+            raise asyncio.CancelledError("the call was cancelled")
+
+    def shield(self) -> None:
+        """When this has returned, no interrupt is under way and none can begin."""
+        self.interruptible = False
+        if not self.is_main:
+            with self.guard:
+                _set_async_exception(self.thread_id, None)
+
+
+def _set_async_exception(thread_id: int, kind: type[BaseException] | None) -> None:
+    """Have the thread raise this before its next step in Python code; None takes back what it has not raised yet."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread_id), None if kind is None else ctypes.py_object(kind))
 
 
 class Executor:
@@ -80,11 +123,13 @@ class Executor:
     # --- from the loop's thread ------------------------------------------------------------------------------------------
 
     def wake(self) -> None:
-        """Something has changed that the active runner should look at."""
+        """Something has changed that the active runner should look at. Any thread may say so, and several at once."""
         if self._idle:
             self._idle = False
-            if self._wake.locked():  # else the last wake-up has not been taken yet
+            try:
                 self._wake.release()
+            except RuntimeError:
+                pass  # it is released: another wake-up has not been taken yet, and the look that follows it serves for both
 
     def stop(self) -> None:
         """Begin no more calls; `stopped` is called when the one that runs now has ended."""
@@ -97,15 +142,10 @@ class Executor:
         return self._main in self._spares or self._active > 1
 
     def interrupt(self, call: ArrivedCall) -> None:
-        """Raise `CancelledError` in the code of a started sync call; nothing happens if it has ended meanwhile."""
+        """Raise `CancelledError` in the code of a started sync call, which is marked as cancelled; nothing if it has ended."""
         runner = call.runner
-        if not isinstance(runner, Runner) or runner.call is not call:
-            return
-        if runner.is_main:
-            signal.pthread_kill(runner.thread_id, INTERRUPT_SIGNAL)
-        elif runner.interruptible:
-            # Reaches Python code only: a stand-in that blocks in C goes on until it returns.
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(runner.thread_id), ctypes.py_object(asyncio.CancelledError))
+        if isinstance(runner, Runner) and runner.call is call:
+            runner.interrupt(call)
 
     # --- from the executing threads --------------------------------------------------------------------------------------
 
@@ -141,12 +181,8 @@ class Executor:
                 continue
             call.runner = runner
             runner.call = call
-            try:
-                self._execute(runner, call)
-            except asyncio.CancelledError:
-                continue  # an interrupt that came after the call had ended
-            finally:
-                runner.call = None
+            self._execute(runner, call)
+            runner.call = None
 
     def _sleep(self) -> None:
         """Wait until there is something to do. The flag is set before the last look, so no wake-up is lost."""
@@ -185,13 +221,14 @@ class Executor:
         runner = current.runners[threading.get_ident()]
         call = runner.call
         assert call is not None
-        runner.interruptible = False
-        self._report(call, True)
+        was_interruptible = runner.interruptible  # False after an interrupt: there is one, and code that cleans up may wait
+        runner.shield()
         with self._lock:
-            self._active -= 1
-            if self._active == 0:
-                self._active = 1
-                self._hand_over()
+            if self._active > 1:
+                self._active -= 1
+            else:
+                self._hand_over()  # if that fails, the place is still this runner's
+        self._report(call, True)
         try:
             wait()
         finally:
@@ -199,9 +236,22 @@ class Executor:
                 self._active += 1
             self.wake()
             self._report(call, False)
-            runner.interruptible = True
+            if was_interruptible:
+                runner.expose(call)
         if call.cancelled:
             raise asyncio.CancelledError("the call was cancelled")
+
+    def uninterrupted(self, step: Callable[[], T]) -> T:
+        """Run a step of the runtime's that the code of a call has asked for; an interrupt meanwhile is raised after it."""
+        runner = current.runners.get(threading.get_ident())
+        call = None if runner is None else runner.call
+        if runner is None or call is None or not runner.interruptible:
+            return step()
+        runner.shield()
+        try:
+            return step()
+        finally:
+            runner.expose(call)
 
     def _hand_over(self) -> None:
         """Make another runner the active one, the main thread if it can be had."""

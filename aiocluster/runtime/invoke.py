@@ -92,12 +92,11 @@ class Invoker:
         outcome: Outcome | None = None
         try:
             outcome = self._chunk(runner, call) if mode & CHUNK else self._plain(runner, call)
-        except asyncio.CancelledError:  # the interrupt came while the call was being wound up
-            runner.interruptible = False
+            if call.cancelled:
+                runner.shield()
+        except asyncio.CancelledError:  # the interrupt came while the call was being wound up: see `Runner` for why no other can
             if outcome is None:
                 outcome = _without_value(call, CANCELLED)
-        if not runner.is_main and call.cancelled:
-            runner.clear_interrupt()
         self._call_ended(call.id)
         return outcome
 

@@ -167,12 +167,15 @@ class NestedBackend:
             call.options["kills"] = kills
         if deadline is not None:
             call.options["left_s"] = max(0.0, deadline - self._loop.time())
-        self._calls[id] = call
+        self._executor.uninterrupted(lambda: self._enqueue(call))
+        return call
+
+    def _enqueue(self, call: NestedCall) -> None:
+        self._calls[call.id] = call
         self._unsent.append(call)
         if not self._flush_due:
             self._flush_due = True
             self._soon(self._flush)
-        return call
 
     def withdraw(self, call: NestedCall, *, force: bool = False) -> None:
         if self._calls.pop(call.id, None) is not None or force:
@@ -195,12 +198,16 @@ class NestedBackend:
             work.close()
             raise TypeError("in an `async def` call a map is awaited, or iterated with `async for`")
         call = current.call_of_thread()
-        done = self._bridge(work, call)
-        return done.result()
+        outcome: BlockingFuture[Any] = BlockingFuture.of(self)
+        try:
+            self._executor.uninterrupted(lambda: self._bridge(work, call, outcome))
+            return outcome.result()
+        except asyncio.CancelledError:
+            outcome.cancel()
+            raise
 
-    def _bridge(self, work: Coroutine[Any, Any, Any], call: ArrivedCall | None) -> BlockingFuture[Any]:
-        """The coroutine's outcome as a future that can be waited for in a sync call, on whose behalf it runs."""
-        future: BlockingFuture[Any] = BlockingFuture.of(self)
+    def _bridge(self, work: Coroutine[Any, Any, Any], call: ArrivedCall | None, future: BlockingFuture[Any]) -> None:
+        """Run the coroutine on behalf of a sync call, and let the future, which can be waited for there, have its outcome."""
         context = contextvars.copy_context()
         context.run(current.async_call.set, call)
 
@@ -220,7 +227,6 @@ class NestedBackend:
                 future.set_result(task.result())
 
         self._loop.call_soon_threadsafe(start)
-        return future
 
     async def everywhere(
         self,
@@ -292,8 +298,8 @@ class NestedBackend:
                 in_time = done.wait(timeout)
             self._blocked.pop(caller, None)
 
-        self._soon(future.add_done_callback, lambda _: done.set())
         try:
+            self._executor.uninterrupted(lambda: self._soon(future.add_done_callback, lambda _: done.set()))
             self._executor.wait_away(wait)
         except asyncio.CancelledError:
             future.cancel()
