@@ -216,9 +216,10 @@ class Coordinator:
     def retire(self, worker_id: int, grace_s: float, now: float) -> None:
         """The worker takes no more calls, ends when those it runs have, or is killed after `grace_s`; it is not replaced."""
         record = self.roster.workers.get(worker_id)
-        if record is None or record.drain_until is not None:
+        if record is None:
             return
-        record.node.wanted = max(0, record.node.wanted - 1)
+        if record.drain_until is None:
+            record.node.wanted = max(0, record.node.wanted - 1)
         self._drain_worker(record, grace_s, now)
         self._expectation_changed()
 
@@ -441,7 +442,7 @@ class Coordinator:
 
     def _drain_node(self, node: Node, message: NodeDraining, now: float) -> None:
         node.apply("drain", now)
-        node.wanted, node.reason = 0, message.reason
+        node.wanted, node.reason, node.leaving = 0, message.reason, True
         self._publish(now, "node_draining", node, 0, message.reason)
         for record in list(node.workers.values()):
             self._drain_worker(record, message.grace_s, now)
@@ -450,6 +451,7 @@ class Coordinator:
 
     def _drain_worker(self, record: WorkerRecord, grace_s: float, now: float) -> None:
         if record.drain_until is not None:
+            record.drain_until = min(record.drain_until, now + grace_s)  # it may be told again, and given less time
             return
         record.apply("drain", now)
         record.drain_until = now + grace_s

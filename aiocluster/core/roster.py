@@ -109,6 +109,8 @@ class Node:
     last_heard: float = 0.0
     link_up: bool = False
     reason: str = ""
+    leaving: bool = False
+    """Its infrastructure takes it away; nobody else has told it to end."""
     figures: dict[str, Any] = field(default_factory=dict)
     workers: dict[int, WorkerRecord] = field(default_factory=dict)
     """Those not gone, by id."""

@@ -231,15 +231,19 @@ class Supervisor:
             effects.append(self._give_up(waiting, now))
         return effects + self._end_if_empty()
 
-    def terminate(self, reason: str, now: float, *, connected: bool) -> list[Effect]:
-        """The system wants the node to end (SIGTERM, a spot notice): running calls may finish if the manager can be told."""
-        if self._ending or self._drain_until is not None:
+    def terminate(self, reason: str, now: float, *, connected: bool, grace_s: float | None = None) -> list[Effect]:
+        """The system wants the node to end (SIGTERM, a spot notice): running calls may finish if the manager can be told.
+
+        A second word counts if it leaves less time than the first one.
+        """
+        grace_s = self._limits.drain_grace_s if grace_s is None else grace_s
+        if self._ending or (self._drain_until is not None and now + grace_s >= self._drain_until):
             return []
         if not connected:
             return self.shutdown(0.0, now, reason)
         self._end_reason = reason
-        self._drain_until = now + self._limits.drain_grace_s
-        return [Send(NodeDraining(reason, self._limits.drain_grace_s))]
+        self._drain_until = now + grace_s
+        return [Send(NodeDraining(reason, grace_s))]
 
     def manager_gone(self, reason: str) -> list[Effect]:
         """The manager is no more: nothing on this node has a reason to live."""

@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 from collections import deque
-from typing import Any, assert_never
+from typing import TYPE_CHECKING, Any, assert_never
 
 from aiocluster.core.supervisor import Effect, EndNode, ForkWorker, KillProcess, Send, Supervisor, SupervisorLimits
 from aiocluster.errors import AioclusterError
@@ -31,6 +31,9 @@ from aiocluster.runtime.spec import WorkerSpec
 from aiocluster.wire import messages as wire
 from aiocluster.wire.frames import Frame
 from aiocluster.wire.handshake import hello
+
+if TYPE_CHECKING:
+    from aiocluster.runtime.notices import SpotNotice
 
 __all__ = ["Agent", "main"]
 
@@ -78,6 +81,7 @@ class Agent:
         self._oom_kills: deque[float] = deque()
         """When kills for want of memory were seen; each explains the end of one worker."""
         self._dialling: asyncio.Task[Any] | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._closed: asyncio.Future[None] = self._loop.create_future()
         self._code: asyncio.Future[int] = self._loop.create_future()
 
@@ -112,13 +116,15 @@ class Agent:
             if not self._dialling.cancelled():
                 self._dialling.result()
                 self._beat()
+                self._watch_for_notices()
             return await self._code
         finally:
             await self._wind_up()
 
     async def _wind_up(self) -> None:
-        if self._dialling is not None:
-            self._dialling.cancel()
+        for task in (self._dialling, self._watching):
+            if task is not None:
+                task.cancel()
         if self._timer is not None:
             self._timer.cancel()
         self._loop.remove_reader(self._server.sock.fileno())
@@ -190,6 +196,19 @@ class Agent:
             return
         reason = f"the node was told to end ({name})"
         self._perform(self._supervisor.terminate(reason, self._loop.time(), connected=link.connected))
+
+    def _watch_for_notices(self) -> None:
+        endpoint = self._settings.metadata_endpoint
+        if endpoint is not None:
+            from aiocluster.runtime.notices import watch  # only in AWS: an HTTP client takes its time to import
+
+            self._watching = self._loop.create_task(watch(endpoint, self._noticed), name="aiocluster agent: watch for notices")
+
+    def _noticed(self, notice: SpotNotice) -> None:
+        link = self._link
+        if link is not None:
+            now = self._loop.time()
+            self._perform(self._supervisor.terminate(notice.reason, now, connected=link.connected, grace_s=notice.grace_s))
 
     def _beat(self) -> None:
         link = self._link

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 from aiocluster.ids import Token
 from aiocluster.launch.naming import node_name
 
-__all__ = ["AgentSettings"]
+__all__ = ["AgentSettings", "metadata_endpoint"]
+
+METADATA_ENDPOINT = "http://169.254.169.254"
+"""Of every EC2 instance."""
 
 
 class AgentSettings:
@@ -18,6 +22,7 @@ class AgentSettings:
         self.cluster_id = _required(environ, "AIOCLUSTER_CLUSTER")
         self.node = node_name(_required(environ, "AIOCLUSTER_NODE"), environ)
         self.token = Token.from_hex(_required(environ, "AIOCLUSTER_TOKEN"))
+        self.metadata_endpoint = metadata_endpoint(environ)
         sys_path = environ.get("AIOCLUSTER_SYS_PATH")
         self.sys_path = None if sys_path is None else tuple(sys_path.split(os.pathsep))
         for name in ("AIOCLUSTER_TOKEN", "AIOCLUSTER_MANAGER", "AIOCLUSTER_SYS_PATH"):
@@ -35,3 +40,17 @@ def _required(environ: dict[str, str] | os._Environ[str], name: str) -> str:
     if not value:
         raise ValueError(f"{name} is not set: an agent is started by a launcher, which sets it")
     return value
+
+
+def metadata_endpoint(environ: Mapping[str, str]) -> str | None:
+    """Where to ask for notices: None outside of AWS, and where the environment forbids to ask.
+
+    Source: the variables of the AWS SDKs and of the ECS agent.
+    """
+    if environ.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true":
+        return None
+    given = environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT")
+    if given:
+        return given.rstrip("/")
+    surroundings = ("AWS_BATCH_JOB_ID", "ECS_CONTAINER_METADATA_URI_V4")
+    return METADATA_ENDPOINT if any(environ.get(variable) for variable in surroundings) else None

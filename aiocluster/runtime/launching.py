@@ -267,7 +267,7 @@ class Launching:
 
     async def _stop(self, name: str, started: _Started) -> None:
         node = self._manager.core.roster.nodes.get(name)
-        await started.launcher.stop(name, lost=node is None or node.state is NodeState.GONE)
+        await started.launcher.stop(name, lost=node is None or node.leaving or node.state is NodeState.GONE)
         self._forget(started.launch)
 
     def _forget(self, launch: _Launch) -> None:

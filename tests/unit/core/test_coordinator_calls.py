@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+import pytest
+
 from aiocluster.config import Settings
 from aiocluster.core.calls import Call, CallState
 from aiocluster.core.coordinator import ALL, SETTLE_S
@@ -190,13 +192,18 @@ def test_call_that_the_last_worker_gives_back_as_it_is_retired_ends() -> None:
     assert isinstance(bench.error_of(call), Unschedulable)
 
 
-def test_node_that_drains_leaves_the_grace_of_a_retired_worker_as_it_is() -> None:
+@pytest.mark.parametrize(("first_s", "second_s"), [(60.0, 30.0), (30.0, 60.0)])
+def test_worker_that_is_told_to_end_twice_has_the_shorter_grace(first_s: float, second_s: float) -> None:
     bench = Bench(2)
     bench.submit(bench.call(workers=[1]))
-    bench.core.retire(1, 60.0, bench.now)
-    bench.core.node_message("n", NodeDraining("SIGTERM", 30.0), bench.now)
-    assert bench.core.roster.workers[1].drain_until == 60.0
+    bench.core.retire(1, first_s, bench.now)
+    bench.core.node_message("n", NodeDraining("SIGTERM", second_s), bench.now)
+    assert bench.core.roster.workers[1].drain_until == 30.0
+    bench.core.retire(1, 10.0, bench.now)
+    assert bench.core.roster.workers[1].drain_until == 10.0
     assert to_worker(bench, Recall) == [Recall(ALL)]
+    assert bench.core.roster.nodes["n"].wanted == 0
+    assert bench.core.roster.nodes["n"].leaving
 
 
 def test_node_without_workers_that_drains_ends_at_once() -> None:

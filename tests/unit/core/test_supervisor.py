@@ -260,10 +260,17 @@ def test_workers_that_outlive_the_grace_of_a_shutdown_are_killed() -> None:
 def test_a_node_that_is_told_to_end_by_its_system_drains_until_the_manager_ends_it() -> None:
     one = running(1)
     assert one.terminate("SIGTERM", 1.0, connected=True) == [Send(NodeDraining("SIGTERM", LIMITS.drain_grace_s))]
-    assert one.terminate("a spot notice", 1.0, connected=True) == []
+    assert one.terminate("a spot notice", 1.0, connected=True, grace_s=115.0) == []
     one.stop_worker(1, 5.0, 2.0)
     exited(one, 1, 3.0)
     assert one.shutdown(0.0, 3.0) == [EndNode(0, "SIGTERM")]
+
+
+def test_a_second_word_that_leaves_less_time_counts() -> None:
+    one = running(1, drain_grace_s=10.0)
+    assert one.terminate("a spot notice", 0.0, connected=True, grace_s=115.0) == [Send(NodeDraining("a spot notice", 115.0))]
+    assert one.terminate("SIGTERM", 100.0, connected=True) == [Send(NodeDraining("SIGTERM", 10.0))]
+    assert one.deadline == 110.0
 
 
 def test_a_node_that_drains_kills_its_workers_when_the_grace_is_over() -> None:
