@@ -269,6 +269,7 @@ def test_a_node_that_is_told_to_end_by_its_system_drains_until_the_manager_ends_
 def test_a_second_word_that_leaves_less_time_counts() -> None:
     one = running(1, drain_grace_s=10.0)
     assert one.terminate("a spot notice", 0.0, connected=True, grace_s=115.0) == [Send(NodeDraining("a spot notice", 115.0))]
+    one.heard(100.0)
     assert one.terminate("SIGTERM", 100.0, connected=True) == [Send(NodeDraining("SIGTERM", 10.0))]
     assert one.deadline == 110.0
 
