@@ -84,6 +84,17 @@ class Runner:
             with self.guard:
                 _set_async_exception(self.thread_id, None)
 
+    def settle(self) -> None:
+        """For when no interrupt can begin: if there is one under way, it leaves this as an exception."""
+        if not self.is_main:
+            with self.guard:
+                pass  # who interrupts has done so
+            _checkpoint()
+
+
+def _checkpoint() -> None:
+    """Raises what is under way to this thread: the interpreter looks for that whenever a function begins."""
+
 
 def _set_async_exception(thread_id: int, kind: type[BaseException] | None) -> None:
     """Have the thread raise this before its next step in Python code; None takes back what it has not raised yet."""
@@ -245,7 +256,10 @@ class Executor:
         """Run a step of the runtime's that the code of a call has asked for; an interrupt meanwhile is raised after it."""
         runner = current.runners.get(threading.get_ident())
         call = None if runner is None else runner.call
-        if runner is None or call is None or not runner.interruptible:
+        if runner is None or call is None:
+            return step()
+        if not runner.interruptible:
+            runner.settle()
             return step()
         runner.shield()
         try:

@@ -107,8 +107,8 @@ def bench() -> Iterator[Bench]:
 class Interrupter:
     """Interrupts a call of this thread before one step of some code, and raises what that leads to some steps later.
 
-    It stands in for the interpreter, which raises such an exception at a step of its own choice: never in the midst of taking
-    back the one that it has not raised yet.
+    It stands in for the interpreter, which raises such an exception at a step of its own choice: never between the
+    body of a `with` and its end, and at a checkpoint for certain.
     """
 
     def __init__(self, codes: set[CodeType], interrupt: Callable[[], None], *, at: int, after: int) -> None:
@@ -139,6 +139,8 @@ class Interrupter:
         if frame.f_code not in self._codes:
             return None
         frame.f_trace_opcodes = True
+        if frame.f_code is executor._checkpoint.__code__:
+            self._after = 0
         return self._before_step
 
     def _before_step(self, _frame: FrameType, event: str, _argument: Any) -> Any:
@@ -148,8 +150,9 @@ class Interrupter:
             self._interrupt()
         self._step += 1
         if self.pending is not None and self._step > self._at + self._after:
-            kind, self.pending = self.pending, None
-            raise kind
+            if not current.runners[threading.get_ident()].guard.locked():
+                kind, self.pending = self.pending, None
+                raise kind
         return self._before_step
 
 
@@ -216,7 +219,8 @@ def test_a_step_of_the_runtime_is_done_whole_or_not_at_all(after: int, monkeypat
                 if not runner.guard.locked():
                     here.cancel(runner.call)
 
-            codes = {step.__code__, Executor.uninterrupted.__code__, Runner.shield.__code__, Runner.expose.__code__}
+            runner_codes = {Runner.shield.__code__, Runner.expose.__code__, Runner.settle.__code__, executor._checkpoint.__code__}
+            codes = {step.__code__, Executor.uninterrupted.__code__, *runner_codes}
             interrupter = Interrupter(codes, interrupt, at=number, after=after)
             monkeypatch.setattr(executor, "_set_async_exception", interrupter.set_exception)
 
