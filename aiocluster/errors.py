@@ -93,6 +93,7 @@ class WorkerLost(AioclusterError):
         call: what the call is called.
         items_started: for a chunk of a map, how many of its items had started; None where that is not known.
         running: True if the call, or the last started item of the chunk, is known to have been running when the worker ended.
+        kills: how many workers the call may have killed so far, this one among them if it ended by itself.
     """
 
     def __init__(
@@ -104,6 +105,7 @@ class WorkerLost(AioclusterError):
         call: str = "",
         items_started: int | None = None,
         running: bool = False,
+        kills: int = 0,
     ) -> None:
         super().__init__(worker_id, cause)
         self.worker_id = worker_id
@@ -112,6 +114,7 @@ class WorkerLost(AioclusterError):
         self.call = call
         self.items_started = items_started
         self.running = running
+        self.kills = kills
 
     def __str__(self) -> str:
         what = f"the call of {self.call}" if self.call else "the call"

@@ -1,8 +1,8 @@
 """`map`: many calls of one function, with items that are cheap to run sharing calls.
 
 The run pulls items only as fast as results are taken, cuts them into chunks by their measured duration, and puts the results
-together. A chunk whose worker died is cut again: items that never started simply go elsewhere, the others are treated like any
-call that may have run.
+together. A chunk whose worker died is cut again (`cuts`): items that never started simply go elsewhere, the others are treated
+like any call that may have run.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from aiocluster.core.calls import CallOptions
+from aiocluster.cuts import Record, cut
 from aiocluster.errors import WorkerLost
 from aiocluster.runtime.backend import Backend, CallRef
 from aiocluster.runtime.futures import harmless
@@ -52,14 +53,17 @@ class _Failed:
 class _Chunk:
     """Consecutive items that share one call."""
 
-    __slots__ = ("call", "items", "options", "run", "start")
+    __slots__ = ("call", "items", "record", "run", "start")
 
-    def __init__(self, run: _Run, start: int, items: Sequence[Any], options: CallOptions) -> None:
+    def __init__(self, run: _Run, start: int, items: Sequence[Any], record: Record) -> None:
         self.run = run
         self.start = start
         self.items = items
-        self.options = options
+        self.record = record
         self.call: CallRef = None
+
+    def part(self, first: int, last: int, record: Record) -> _Chunk:
+        return _Chunk(self.run, self.start + first, self.items[first:last], record)
 
     def resolve(self, status: int, payload: bytes, buffers: Sequence[Any], worker_id: int) -> None:
         self.run.chunk_resolved(self, status, payload, buffers)
@@ -160,7 +164,9 @@ class _Run:
     ) -> None:
         self._backend = backend
         self._loop = backend.loop
-        self._options = options
+        # Whether items go again is decided here, for each by itself: a call of several would take the innocent with it.
+        self._options = replace(options, retries=0, idempotent=False) if options.retries or options.idempotent else options
+        self._record = Record(retries=None if options.idempotent else options.retries)
         self._ordered = ordered
         self._return_exceptions = return_exceptions
         self._limit = limit
@@ -183,6 +189,8 @@ class _Run:
         self._exhausted = False
         self._failure: BaseException | None = None
         self._in_flight: dict[_Chunk, None] = {}
+        self._alone: deque[_Chunk] = deque()
+        """Chunks that go one by one, with nothing beside them; the first is in flight if anything of it is."""
         self._results: list[Any] = []
         self._ready: dict[int, list[Any]] = {}
         self._next_start = 0
@@ -234,7 +242,7 @@ class _Run:
 
     @property
     def _is_over(self) -> bool:
-        return self._failure is not None or (self._exhausted and not self._in_flight)
+        return self._failure is not None or (self._exhausted and not self._in_flight and not self._alone)
 
     async def _wait(self) -> None:
         self._waiter = self._loop.create_future()
@@ -255,6 +263,7 @@ class _Run:
         if self._puller is not None:
             self._puller.stop()
             self._puller = None  # it refers to this run: the source is let go of now, and not when the collector comes
+        self._alone.clear()
         in_flight, self._in_flight = self._in_flight, {}
         for chunk in in_flight:
             if chunk.call is not None:
@@ -270,7 +279,7 @@ class _Run:
 
     def _room(self) -> int:
         """How many items may be pulled now for the next chunk; 0 if none."""
-        if self._stopped or self._failure is not None:
+        if self._stopped or self._failure is not None or self._alone:
             return 0
         workers = max(1, self._worker_count())
         if len(self._in_flight) >= self._chunks_a_worker * workers + 1:
@@ -301,6 +310,8 @@ class _Run:
         """Pull and send what there is room for."""
         if self._stopped:
             return
+        if self._alone and not self._in_flight and self._failure is None:
+            self._send_now(self._alone[0])
         if self._puller is not None:
             self._exhausted = self._puller.exhausted
             if self._puller.error is not None and self._failure is None:
@@ -330,9 +341,17 @@ class _Run:
         self._pulled += len(items)
         if not self._streaming and self._ordered:
             self._results.extend(items)  # places for the results
-        self._send_chunk(_Chunk(self, start, items, self._options))
+        # What an async source has had under way when others must go alone does not go beside them.
+        self._send_chunk(_Chunk(self, start, items, self._record._replace(alone=True) if self._alone else self._record))
 
-    def _send_chunk(self, chunk: _Chunk, kills: int = 0) -> None:
+    def _send_chunk(self, chunk: _Chunk) -> None:
+        """Send it now, or in its turn if it goes alone."""
+        if chunk.record.alone:
+            self._alone.append(chunk)
+        else:
+            self._send_now(chunk)
+
+    def _send_now(self, chunk: _Chunk) -> None:
         self._in_flight[chunk] = None
         try:
             payload, buffers = pack(chunk.items)
@@ -343,24 +362,22 @@ class _Run:
             self._function,
             payload,
             buffers,
-            chunk.options,
+            self._options,
             chunk,
             mode=self._mode,
             items=len(chunk.items),
             deadline=self._deadline,
-            kills=kills,
+            kills=chunk.record.kills,
         )
 
     def _unpackable(self, chunk: _Chunk, error: Exception) -> None:
         """One item that cannot travel must not cost the others their results: send each alone."""
-        if chunk not in self._in_flight:
-            return
         if len(chunk.items) == 1:
             self.chunk_failed(chunk, error)
-            return
-        del self._in_flight[chunk]
-        for offset, item in enumerate(chunk.items):
-            self._send_chunk(_Chunk(self, chunk.start + offset, [item], chunk.options))
+        elif self._ended(chunk):
+            for index in range(len(chunk.items)):
+                self._send_chunk(chunk.part(index, index + 1, chunk.record))
+            self.pump()
 
     # --- chunks to results -------------------------------------------------------------------------------------------------
 
@@ -396,12 +413,19 @@ class _Run:
             self._failure = error
         return _Failed(error)
 
-    def _deliver(self, chunk: _Chunk, values: list[Any]) -> None:
+    def _ended(self, chunk: _Chunk) -> bool:
+        """The chunk is not in flight any more. False if nobody waits for it."""
         if self._in_flight.pop(chunk, self) is self:
-            return
-        self._keep(chunk.start, values)
-        self.pump()
-        self._wake()
+            return False
+        if chunk.record.alone:
+            self._alone.popleft()
+        return True
+
+    def _deliver(self, chunk: _Chunk, values: list[Any]) -> None:
+        if self._ended(chunk):
+            self._keep(chunk.start, values)
+            self.pump()
+            self._wake()
 
     def _keep(self, start: int, values: list[Any]) -> None:
         self._done += len(values)
@@ -419,34 +443,24 @@ class _Run:
 
     def chunk_failed(self, chunk: _Chunk, error: BaseException) -> None:
         """A chunk has no results. What never started goes elsewhere, what may have run as its options say."""
-        if chunk not in self._in_flight:
-            return
-        if isinstance(error, WorkerLost) and error.maybe_executed and len(chunk.items) > 1 and self._cut(chunk, error):
-            return
+        if isinstance(error, WorkerLost):
+            if error.maybe_executed:
+                self._cut(chunk, error)
+                return
+            error = chunk.record.lost or error  # it could not be sent again, but may have run before
         self._deliver(chunk, self._failures(error, len(chunk.items)))
 
     def _failures(self, error: BaseException, count: int) -> list[Any]:
         return [error if self._return_exceptions else self._failed(error)] * count
 
-    def _cut(self, chunk: _Chunk, error: WorkerLost) -> bool:
-        """Send the parts of a chunk again that may be; the others fail. False if that is all of it."""
-        options = chunk.options
-        started = len(chunk.items) if error.items_started is None else error.items_started
-        again = options.idempotent or options.retries > 0
-        if not again and started >= len(chunk.items):
-            return False
-        if not options.idempotent and again:
-            options = replace(options, retries=options.retries - 1)
-        alone = started - 1 if error.running and started else started  # the item that ran goes alone, so that blame is exact
-        cuts = [(0, alone, options, 0), (alone, started, options, 1), (started, len(chunk.items), chunk.options, 0)]
-        del self._in_flight[chunk]
-        for first, last, with_options, kills in cuts:
-            if first == last:
-                continue
-            if again or first >= started:
-                part = _Chunk(self, chunk.start + first, chunk.items[first:last], with_options)
-                self._send_chunk(part, kills)
-            else:
+    def _cut(self, chunk: _Chunk, error: WorkerLost) -> None:
+        """Send the parts of a chunk again that may be; the others fail."""
+        if not self._ended(chunk):
+            return
+        for first, last, record in cut(len(chunk.items), chunk.record, error):
+            if record is None:
                 self._keep(chunk.start + first, self._failures(error, last - first))
+            else:
+                self._send_chunk(chunk.part(first, last, record))
+        self.pump()
         self._wake()
-        return True

@@ -139,7 +139,7 @@ class Dispatch:
             cause = verdict.cause
             if call.kills >= MAX_KILLS:
                 cause += f"; the call has killed {call.kills} workers and is blamed"
-            error = WorkerLost(id, cause, maybe_executed=True, call=call.name, running=running)
+            error = WorkerLost(id, cause, maybe_executed=True, call=call.name, running=running, kills=call.kills)
             if call.mode & CHUNK and call.serial == verdict.item_call:
                 error.items_started = verdict.item
             ended.append(self._end(call, Ended(call, error)))

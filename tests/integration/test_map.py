@@ -241,6 +241,61 @@ async def test_an_item_that_kills_three_workers_is_blamed_alone(cluster: Cluster
     assert lines_of(log) == ["killed"] * 3
 
 
+@pytest.mark.parametrize("chunk_size", [1, 2, 20])
+async def test_one_of_the_items_side_by_side_that_kills_three_workers_is_blamed_alone(
+    cluster: Cluster, tmp_path: Path, chunk_size: int
+) -> None:
+    log = str(tmp_path / "log")
+
+    async def run(n: int) -> int:
+        for _ in range(3):
+            await asyncio.sleep(0)
+        if n == 13:
+            work.append(log, "killed")
+            os._exit(1)
+        return n
+
+    view = cluster.options(idempotent=True)
+    results = await view.map(run, range(40), chunk_size=chunk_size, return_exceptions=True)
+    assert [n for n, result in enumerate(results) if isinstance(result, WorkerLost)] == [13]
+    assert "killed 3 workers and is blamed" in str(results[13])
+    assert lines_of(log) == ["killed"] * 3
+    assert [result for n, result in enumerate(results) if n != 13] == [n for n in range(40) if n != 13]
+
+
+async def test_several_killers_in_a_stream_are_found(cluster: Cluster) -> None:
+    async def run(n: int) -> int:
+        await asyncio.sleep(0)
+        if n % 50 == 13:
+            os._exit(1)
+        return n
+
+    async def source() -> AsyncIterator[int]:
+        for n in range(150):
+            yield n
+
+    view = cluster.options(idempotent=True)
+    results = [result async for result in view.map(run, source(), chunk_size=9, limit=60, return_exceptions=True)]
+    assert [n for n, result in enumerate(results) if result != n] == [13, 63, 113]
+
+
+async def test_an_item_that_cannot_be_loaded_without_a_death_is_blamed_alone(cluster: Cluster) -> None:
+    results = await cluster.map(work.echo, [1, 2, work.Bomb(), 4, 5], chunk_size=5, return_exceptions=True)
+    assert [type(result) for result in results] == [int, int, WorkerLost, int, int]
+    assert "blamed" in str(results[2])
+
+
+async def test_items_that_may_have_run_on_the_one_worker_that_may_run_them_are_said_so(cluster: Cluster) -> None:
+    def run(n: int) -> int:
+        if n == 1:
+            os._exit(1)
+        return n
+
+    view = cluster.options(idempotent=True, workers=[1])
+    results = await view.map(run, range(3), chunk_size=3, return_exceptions=True)
+    assert [isinstance(result, WorkerLost) and result.maybe_executed for result in results] == [True, True, False]
+
+
 async def test_a_map_runs_once(cluster: Cluster) -> None:
     run = cluster.map(work.square, [1])
     assert await run == [1]
