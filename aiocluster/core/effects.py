@@ -27,7 +27,7 @@ __all__ = [
 class Event(NamedTuple):
     """Something that happened to the cluster, for `Cluster.events`.
 
-    `kind` is one of: node_joined, node_lost, node_draining, node_failed, node_released, worker_joined, worker_lost,
+    `kind` is one of: node_state, node_joined, node_lost, node_draining, node_failed, node_released, worker_joined, worker_lost,
     worker_retired, link_broken, link_resumed, start_failed. `node` is "" and `worker_id` 0 where none is meant. `at` is in
     seconds of the manager's monotonic clock.
     """
