@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from aiocluster.core.calls import DEFAULT_OPTIONS, Call, CallOptions
+from aiocluster.core.calls import DEFAULT_OPTIONS, Call, CallOptions, CallState
 from aiocluster.errors import ProtocolError
 from aiocluster.wire.messages import CallStatus, CancelCalls, DropFunctions, Functions, Mode, Outcomes, Submit
 from aiocluster.wire.payloads import pack_error
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["ForwardHandle", "NestedCalls"]
 
 LAST_CALLS = 256
+WITHDRAWN_CALLS = 256
 
 
 class ForwardHandle:
@@ -48,6 +49,9 @@ class NestedCalls:
         self._calls: dict[int, Call] = {}
         self._last: OrderedDict[int, Call] = OrderedDict()
         """The calls that ended last, for those who ask for their output."""
+        self._withdrawn: dict[int, Call] = {}
+        """Calls that nobody waits for any more and that may still run: the worker may yet want them ended by force."""
+        self._withdrawn_limit = WITHDRAWN_CALLS
         self._ended: list[tuple[int, int, bytes, Sequence[Any], int]] = []
 
     def learn(self, message: Functions) -> None:
@@ -99,12 +103,16 @@ class NestedCalls:
                 self.ended(request, CallStatus.ERROR, pack_error(refusal), (), 0)
 
     def cancel(self, message: CancelCalls, now: float) -> None:
-        """The worker withdraws calls of its own; those that have ended meanwhile are no matter."""
+        """The worker withdraws calls of its own, or has them ended by force after that; those that have ended are no matter."""
         for request in message.ids:
-            call = self._calls.pop(request, None)
+            call = self._calls.pop(request, None) or self._withdrawn.pop(request, None)
             if call is not None:
                 call.handle = None
                 self._manager.core.cancel(call, now, force=message.force)
+                self._withdrawn[request] = call
+        if len(self._withdrawn) > self._withdrawn_limit:
+            self._withdrawn = {request: call for request, call in self._withdrawn.items() if call.state is not CallState.ENDED}
+            self._withdrawn_limit = 2 * len(self._withdrawn) + WITHDRAWN_CALLS
 
     def call(self, request: int) -> Call | None:
         """The call, also for a while after its end."""

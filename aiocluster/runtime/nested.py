@@ -72,10 +72,11 @@ class BlockingFuture(Future[T]):
         assert isinstance(backend, NestedBackend)
         if backend.in_loop_thread():
             return super().cancel(msg, force=force)
-        if self.done():
+        if self.done() and not (force and self.cancelled()):
             return False
+        done = self.done()
         super().get_loop().call_soon_threadsafe(lambda: Future.cancel(self, msg, force=force))
-        return True
+        return not done
 
     def _wait(self, timeout: float | None) -> None:
         backend = self._backend

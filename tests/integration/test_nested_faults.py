@@ -14,7 +14,7 @@ import pytest
 from aiocluster import CallTimeout, Cluster, RemoteError, Unschedulable, WorkerLost, get_cluster, get_worker
 
 from . import work
-from .conftest import Fifos, lines_of
+from .conftest import Fifos, event_of, lines_of
 
 
 async def descend(depth: int) -> int:
@@ -244,3 +244,32 @@ async def test_children_submitted_and_left_alone_do_not_disturb(single: Cluster)
 
     assert await asyncio.gather(*[single.submit(parent) for _ in range(5)]) == [1] * 5
     assert await single.submit(work.square, 3) == 9
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+async def test_a_child_that_was_cancelled_in_vain_can_still_be_forced(cluster: Cluster, fifos: Fifos, kind: str) -> None:
+    begun, go_on = fifos.new(), fifos.new()
+
+    def parent() -> tuple[bool, bool, bool]:
+        child = get_cluster().options(workers=2).submit(work.announce_and_ignore_cancel, begun)
+        with open(go_on) as fifo:
+            fifo.read()
+        withdrawn = child.cancel()
+        get_cluster().options(workers=1).submit(work.async_square, 2).result()  # the loop has turned
+        return withdrawn, child.cancelled(), child.cancel(force=True)
+
+    async def async_parent() -> tuple[bool, bool, bool]:
+        child = get_cluster().options(workers=2).submit(work.announce_and_ignore_cancel, begun)
+        await asyncio.to_thread(Path(go_on).read_text)
+        withdrawn = child.cancel()
+        await get_cluster().options(workers=1).submit(work.async_square, 2)
+        return withdrawn, child.cancelled(), child.cancel(force=True)
+
+    future = cluster.options(workers=1).submit(parent if kind == "sync" else async_parent)
+    await fifos.read(begun)
+    await asyncio.to_thread(fifos.release, go_on)
+    assert await future == (True, True, False)
+    lost = await event_of(cluster, lambda event: event.kind == "worker_lost")
+    assert lost.worker_id == 2
+    assert "cancelled with force" in lost.text
+    assert await cluster.options(workers=1).submit(work.own_id) == 1

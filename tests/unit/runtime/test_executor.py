@@ -104,6 +104,10 @@ def bench() -> Iterator[Bench]:
             del current.runners[id]
 
 
+def guard_is_held() -> bool:
+    return current.runners[threading.get_ident()].guard.locked()
+
+
 class Interrupter:
     """Interrupts a call of this thread before one step of some code, and raises what that leads to some steps later.
 
@@ -149,10 +153,9 @@ class Interrupter:
         if self._step == self._at:
             self._interrupt()
         self._step += 1
-        if self.pending is not None and self._step > self._at + self._after:
-            if not current.runners[threading.get_ident()].guard.locked():
-                kind, self.pending = self.pending, None
-                raise kind
+        if self.pending is not None and self._step > self._at + self._after and not guard_is_held():
+            kind, self.pending = self.pending, None
+            raise kind
         return self._before_step
 
 
