@@ -79,7 +79,7 @@ class _Caller:
         for line in lines:
             try:
                 self._function(worker_id, name, line)
-            except Exception:
+            except BaseException:  # whatever it raises: this runs among the callbacks of the loop
                 if not self._reported:  # once: a function that raises for every line would bury everything else
                     self._reported = True
                     logger.exception("the function given as output= failed; later failures of it are not logged")

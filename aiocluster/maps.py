@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from aiocluster.core.calls import CallOptions
 from aiocluster.cuts import Record, cut
-from aiocluster.errors import WorkerLost
+from aiocluster.errors import CallTimeout, WorkerLost
 from aiocluster.runtime.backend import Backend, CallRef
 from aiocluster.runtime.futures import harmless
 from aiocluster.sources import Puller, async_items, is_async_source, length_of, sync_items
-from aiocluster.wire.functions import is_async
+from aiocluster.wire.functions import is_async, name_of
 from aiocluster.wire.messages import CallStatus, Mode
 from aiocluster.wire.payloads import pack, unpack, unpack_error
 
@@ -199,14 +199,18 @@ class _Run:
         self._stopped = False
         self._items: Iterator[Any] | None = None
         self._puller: Puller | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._name = options.name or name_of(fn)
         self._reporter: ProgressReporter | None = None
         if progress:
             from aiocluster.progress import make_progress
 
-            self._reporter = make_progress(True, options.name or str(getattr(fn, "__name__", "map")), self._total)
+            self._reporter = make_progress(True, self._name, self._total)
         if any(is_async_source(one) for one in iterables):
             self._puller = Puller(async_items(iterables), self._room, self._send)
             self._puller.start(self._source_ended)
+            if self._deadline is not None:  # what has been sent knows it: who waits for the source does not
+                self._timer = self._loop.call_at(self._deadline, self._out_of_time)
         else:
             self._items = sync_items(iterables)
 
@@ -260,6 +264,8 @@ class _Run:
         if self._stopped:
             return
         self._stopped = True
+        if self._timer is not None:
+            self._timer.cancel()
         if self._puller is not None:
             self._puller.stop()
             self._puller = None  # it refers to this run: the source is let go of now, and not when the collector comes
@@ -335,6 +341,11 @@ class _Run:
     def _source_ended(self) -> None:
         self.pump()
         self._wake()
+
+    def _out_of_time(self) -> None:
+        if not self._exhausted and self._failure is None:
+            self._failure = CallTimeout(self._name, self._options.timeout_s)
+            self._wake()
 
     def _send(self, items: list[Any]) -> None:
         start = self._pulled

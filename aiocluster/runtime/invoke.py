@@ -138,11 +138,15 @@ class Invoker:
                 try:
                     if call.mode & STAR:
                         for item in items:
+                            if call.cancelled:  # the item before has caught the interrupt
+                                raise asyncio.CancelledError
                             mark += 1
                             slots[ITEM] = mark
                             keep(function(*item))
                     else:
                         for item in items:
+                            if call.cancelled:  # the item before has caught the interrupt
+                                raise asyncio.CancelledError
                             mark += 1
                             slots[ITEM] = mark
                             keep(function(item))
@@ -173,9 +177,8 @@ class Invoker:
             began = perf_counter_ns()
             if call.mode & CHUNK:
                 errors: dict[int, bytes] = {}
-                values = await asyncio.gather(
-                    *[_item(call, function, item, index, errors) for index, item in enumerate(arguments)]
-                )
+                items = [_item(call, function, item, index, errors) for index, item in enumerate(arguments)]
+                values = await asyncio.gather(*items, return_exceptions=True)  # which waits for all, also when it is cancelled
                 return _chunk_outcome(call, values, errors, perf_counter_ns() - began)
             if arguments.__class__ is tuple:
                 value = await function(*arguments)

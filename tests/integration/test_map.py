@@ -172,6 +172,39 @@ async def test_a_deadline_holds_for_the_whole_map(cluster: Cluster) -> None:
     assert await cluster.submit(work.square, 2) == 4
 
 
+async def test_a_deadline_holds_also_while_the_source_is_silent(cluster: Cluster) -> None:
+    async def silent() -> AsyncIterator[int]:
+        yield 3
+        await asyncio.Event().wait()
+
+    with pytest.raises(CallTimeout):
+        await cluster.options(timeout=0.2).map(work.square, silent())
+    with pytest.raises(CallTimeout):
+        async for value in cluster.options(timeout=0.2).map(work.square, silent()):
+            assert value == 9
+
+
+async def test_no_further_item_of_a_cancelled_chunk_runs_though_one_has_caught_the_interrupt(
+    single: Cluster, fifos: Fifos, tmp_path: Path
+) -> None:
+    begun, log = fifos.new(), str(tmp_path / "log")
+
+    def run(n: int) -> None:
+        try:
+            work.append(log, str(n))
+            if n == 0:
+                work.announce_and_sleep(begun)
+        except asyncio.CancelledError:
+            work.append(log, "caught")
+
+    task = asyncio.ensure_future(_list(single.map(run, range(3), chunk_size=3)))
+    await fifos.read(begun)
+    task.cancel()
+    await asyncio.wait([task])
+    assert await single.submit(work.square, 2) == 4
+    assert lines_of(log) == ["0", "caught"]
+
+
 async def test_items_that_never_started_move_when_a_worker_dies(cluster: Cluster, tmp_path: Path) -> None:
     log = str(tmp_path / "log")
 

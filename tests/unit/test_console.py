@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import io
 import logging
 
@@ -137,12 +138,17 @@ def test_a_function_gets_each_line() -> None:
     assert seen == [(1, "stdout", "a"), (1, "stdout", "b"), (2, "stderr", "c")]
 
 
-def test_a_function_that_raises_is_reported_once_and_called_on(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    "kind", [KeyError, SystemExit, KeyboardInterrupt, GeneratorExit, StopIteration, asyncio.CancelledError, BaseException]
+)
+def test_a_function_that_raises_is_reported_once_and_called_on(
+    caplog: pytest.LogCaptureFixture, kind: type[BaseException]
+) -> None:
     seen: list[str] = []
 
     def fails(worker_id: int, stream: str, line: str) -> None:
         seen.append(line)
-        raise KeyError(line)
+        raise kind(line)
 
     make_output(fails)(1, 1, ["a", "b"])
     assert seen == ["a", "b"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -84,3 +85,82 @@ def test_chunk_of_which_no_item_has_started_says_so(bench: Bench) -> None:
     chunk = bench.chunk(load)
     bench.run(chunk)
     assert bench.items_started == (chunk.serial, 0)
+
+
+@pytest.mark.parametrize("mode", [0, Mode.STAR, Mode.KEEP_GOING])
+@pytest.mark.parametrize("swallow", [True, False])
+def test_chunk_that_was_cancelled_ends_though_an_item_has_caught_the_interrupt(bench: Bench, mode: int, swallow: bool) -> None:
+    ran = []
+
+    def item(number: int) -> None:
+        ran.append(number)
+        if number == 1:
+            try:
+                chunk.cancelled = True
+                raise asyncio.CancelledError  # as the signal does
+            except asyncio.CancelledError:
+                if not swallow:
+                    raise
+
+    chunk = bench.chunk(item, *[(number,) if mode & Mode.STAR else number for number in range(4)], mode=mode)
+    assert bench.run(chunk).status == CallStatus.CANCELLED
+    assert ran == [0, 1]
+
+
+def test_chunk_that_was_cancelled_ends_though_an_item_has_made_another_error_of_the_interrupt(bench: Bench) -> None:
+    ran = []
+
+    def item(number: int) -> None:
+        ran.append(number)
+        chunk.cancelled = True
+        raise ValueError(number)
+
+    chunk = bench.chunk(item, 0, 1, 2, mode=Mode.KEEP_GOING)
+    assert bench.run(chunk).status == CallStatus.CANCELLED
+    assert ran == [0]
+
+
+async def test_async_chunk_that_was_cancelled_ends_with_its_last_item_and_not_before(bench: Bench) -> None:
+    waiting, cancelled, go_on = asyncio.Semaphore(0), asyncio.Semaphore(0), asyncio.Event()
+    went_on = []
+
+    async def item(number: int) -> None:
+        try:
+            waiting.release()
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.release()
+            if number == 0:
+                raise
+        await go_on.wait()
+        went_on.append(number)
+
+    chunk = bench.chunk(item, 0, 1, 2, mode=Mode.ASYNC)
+    task = asyncio.get_running_loop().create_task(bench.invoker.run_async(chunk))
+    for _ in range(3):
+        await waiting.acquire()
+    chunk.cancelled = True
+    task.cancel()
+    for _ in range(3):
+        await cancelled.acquire()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not task.done()
+    go_on.set()
+    assert (await task).status == CallStatus.CANCELLED
+    assert went_on == [1, 2]
+
+
+async def test_items_of_an_async_chunk_that_have_not_begun_when_it_is_cancelled_never_do(bench: Bench) -> None:
+    ran = []
+
+    async def item(number: int) -> None:
+        ran.append(number)
+        if number == 0:
+            chunk.cancelled = True
+            task.cancel()
+
+    chunk = bench.chunk(item, 0, 1, 2, mode=Mode.ASYNC)
+    task = asyncio.get_running_loop().create_task(bench.invoker.run_async(chunk))
+    assert (await task).status == CallStatus.CANCELLED
+    assert ran == [0]
