@@ -120,6 +120,7 @@ class MapRun(Generic[T]):
         return self._collect().__await__()
 
     async def _collect(self) -> list[T]:
+        await self._backend.prepare_map()
         run = self._start(streaming=False)
         try:
             return await run.collect()
@@ -127,6 +128,7 @@ class MapRun(Generic[T]):
             run.stop()
 
     async def __aiter__(self) -> AsyncIterator[T]:
+        await self._backend.prepare_map()
         run = self._start(streaming=True)
         try:
             while (values := await run.next_values()) is not None:

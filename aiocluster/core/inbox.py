@@ -34,7 +34,6 @@ class ArrivedCall:
         "runner",
         "serial",
         "started",
-        "timeout_s",
     )
 
     def __init__(self, id: int, serial: int, function: int, mode: int, payload: bytes) -> None:
@@ -44,8 +43,6 @@ class ArrivedCall:
         self.mode = mode
         self.payload = payload
         self.buffers: Sequence[Any] = ()
-        self.timeout_s: float | None = None
-        """Seconds to its deadline when it arrived."""
         self.name: str | None = None
         self.started = False
         """It is out of the line: it runs, or is about to."""
@@ -78,7 +75,7 @@ class Inbox:
         start_now: list[ArrivedCall] = []
         serial = message.first_serial
         rows = zip(message.ids, message.functions, message.modes, message.payloads, strict=True)
-        if message.timeouts or message.buffers or message.names:
+        if message.buffers or message.names:
             arrived = []
             for id, function, mode, payload in rows:
                 arrived.append(ArrivedCall(id, serial, function, mode, payload))
@@ -148,7 +145,5 @@ def _attach(arrived: list[ArrivedCall], message: Calls, buffers: Sequence[Any]) 
     for index, count in message.buffers:
         arrived[index].buffers = buffers[start : start + count]
         start += count
-    for index, microseconds in message.timeouts:
-        arrived[index].timeout_s = microseconds * 1e-6
     for index, name in message.names:
         arrived[index].name = name

@@ -36,6 +36,8 @@ async def _find(manager: Manager, worker_id: int, question: Ask) -> Any:
     match question.method, question.arguments:
         case "workers", []:
             return workers_snapshot(manager)
+        case "worker_count", []:
+            return manager.worker_count()
         case "logs", [int(request)]:
             peer = manager.workers.get(worker_id)
             call = None if peer is None else peer.nested.call(request)

@@ -67,8 +67,12 @@ class Backend(Protocol):
         """Measured seconds of one execution, if it is known."""
         ...
 
+    async def prepare_map(self) -> None:
+        """Learn what a map that begins now will ask for."""
+        ...
+
     def worker_count(self) -> int:
-        """How many workers take calls."""
+        """How many workers take calls, as far as this process knows."""
         ...
 
     def worker_of(self, call: CallRef) -> int | None:

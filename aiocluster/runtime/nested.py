@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 
 from aiocluster.core.calls import CallOptions
 from aiocluster.core.inbox import ArrivedCall
-from aiocluster.errors import WorkerLost
 from aiocluster.runtime import current
 from aiocluster.runtime.executor import Executor
 from aiocluster.runtime.futures import Future, gather_by_worker
@@ -29,6 +28,8 @@ __all__ = ["BlockingFuture", "NestedBackend"]
 T = TypeVar("T")
 
 FUNCTIONS_KEPT = 1024
+COUNT_HOLDS_S = 1.0
+"""So old may the number of workers be that a map goes by: it says how much to pull ahead, and never decides who takes a call."""
 
 
 class NestedCall:
@@ -111,7 +112,9 @@ class NestedBackend:
         self._flush_due = False
         self._answers: dict[int, asyncio.Future[Any]] = {}
         self._blocked: dict[ArrivedCall, threading.Event] = {}
-        self.workers_known = 1
+        self._worker_count = 1
+        self._counted_at = -COUNT_HOLDS_S
+        self._counting: asyncio.Task[None] | None = None
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -187,8 +190,27 @@ class NestedBackend:
     def estimate_s(self, function: CapturedFunction) -> float | None:
         return None
 
+    async def prepare_map(self) -> None:
+        if self._count_is_old:
+            await self._count_workers()
+
     def worker_count(self) -> int:
-        return self.workers_known
+        """How many there were lately; a map that runs for long asks again and again, and is never kept waiting for it."""
+        if self._count_is_old and self._counting is None:
+            self._counting = self._loop.create_task(self._count_workers(), name="aiocluster count of workers")
+            self._counting.add_done_callback(self._counted)
+        return self._worker_count
+
+    @property
+    def _count_is_old(self) -> bool:
+        return self._loop.time() >= self._counted_at + COUNT_HOLDS_S
+
+    async def _count_workers(self) -> None:
+        self._worker_count = int(await self.ask("worker_count", []))
+        self._counted_at = self._loop.time()
+
+    def _counted(self, _task: asyncio.Task[None]) -> None:
+        self._counting = None
 
     def worker_of(self, call: NestedCall) -> int | None:
         return call.worker_id
@@ -339,12 +361,6 @@ class NestedBackend:
                 answer.set_result(message.value)
             else:
                 answer.set_exception(unpack_error(message.error))
-
-    def link_lost(self, reason: str) -> None:
-        """No nested call will be answered any more."""
-        for call in self._calls.values():
-            call.handle.fail(WorkerLost(0, reason, maybe_executed=True))
-        self._calls.clear()
 
     def _soon(self, callback: Callable[..., Any], *args: Any) -> None:
         if self.in_loop_thread():

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from aiocluster import Cluster, RemoteError, get_cluster, get_worker
 
 from . import work
+from .conftest import Fifos
 
 
 async def test_async_calls_nest_deeper_than_there_are_workers(single: Cluster) -> None:
@@ -27,6 +30,25 @@ async def test_maps_nest(cluster: Cluster) -> None:
     assert await cluster.submit(work.nested_map, 200) == expected
     assert await cluster.submit(work.async_nested_map, 200) == expected
     assert await cluster.map(work.nested_map, [3] * 10) == [[0, 1, 4]] * 10
+
+
+async def test_a_nested_map_has_enough_under_way_for_all_workers(fifos: Fifos) -> None:
+    """Three for each worker, and one: like a map of the manager's program."""
+    begun = fifos.new()
+
+    def item(number: int) -> None:
+        if number == 0:
+            work.announce(begun)
+        time.sleep(3600)
+
+    async def parent() -> None:
+        await get_cluster().map(item, range(100), chunk_size=1)
+
+    async with Cluster.local(n=3, output="quiet") as three:
+        three.submit(parent)
+        await fifos.read(begun)
+        status = three.status()
+        assert status.waiting + status.running == 1 + 3 * 3 + 1
 
 
 async def test_everywhere_and_workers_are_known_inside_calls(cluster: Cluster) -> None:

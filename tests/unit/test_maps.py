@@ -61,6 +61,9 @@ class Stage:
     def capture(self, fn: Callable[..., Any]) -> Any:
         return fn
 
+    async def prepare_map(self) -> None:
+        pass
+
     def worker_count(self) -> int:
         return 1
 
