@@ -119,7 +119,7 @@ class Manager:
         id = self._next_call
         self._next_call = id + 1
         if not id & RELIEF_MASK:
-            self._submitting_many()
+            self._relief.update(self.core.dispatch.pending_calls)
         future._call = call = Call(id, entry, payload, buffers, options, 0, 1, 0, future)
         if options.timeout_s is not None:
             call.deadline = self._loop.time() + options.timeout_s
@@ -131,16 +131,6 @@ class Manager:
             self._flush_due = True
             self._loop.call_soon(self._flush_soon)
         return future
-
-    def _submitting_many(self) -> None:
-        """Between two of many calls that are submitted in one go: workers need not wait for the last of them to be there."""
-        self._relief.update(self.core.dispatch.pending_calls)
-        if self._flush_due and not self._performing:
-            self.core.assign(self._loop.time())
-            self.perform()
-            for link in self._unwritten:
-                link.flush(at_once=True)
-            self._unwritten.clear()
 
     def capture(self, fn: Callable[..., Any]) -> FunctionEntry:
         captured = self._capture.capture(fn)
