@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from collections.abc import Coroutine
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -78,6 +79,72 @@ def demo(
         code = INTERRUPTED
     except aiocluster.AioclusterError as error:
         typer.echo(f"aiocluster demo: {error}", err=True)
+        code = 1
+    raise typer.Exit(code)
+
+
+Kinds = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--kind", "-k", metavar="docker|batch|ecs", help="Where to look; may be given several times. Default: everywhere."
+    ),
+]
+OneCluster = Annotated[str | None, typer.Option("--cluster", "-c", metavar="ID", help="Only what belongs to this cluster.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for other programs to read.")]
+
+
+@app.command()
+def ls(kind: Kinds = None, cluster: OneCluster = None, as_json: AsJson = False) -> None:
+    """Show what clusters have running, or have left behind.
+
+    It finds containers, jobs and tasks by the marks that every launcher
+    puts on them: the cluster's id, who started it, and when. The column
+    MANAGER tells whether the program that started them still runs.
+    """
+    from aiocluster.cli.leftovers import show
+
+    _run("ls", show(_kinds(kind), cluster, as_json=as_json))
+
+
+@app.command()
+def reap(
+    kind: Kinds = None,
+    cluster: OneCluster = None,
+    everything: Annotated[bool, typer.Option("--all", help="Also what belongs to managers that still run.")] = False,
+    unknown: Annotated[
+        bool, typer.Option("--unknown", help="Also what belongs to managers that cannot be judged from here.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be ended.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """End what clusters have left behind.
+
+    Only containers, jobs and tasks whose manager is known to be gone are
+    ended, unless told otherwise.
+    """
+    from aiocluster.cli.leftovers import end
+
+    _run("reap", end(_kinds(kind), cluster, alive=everything, unknown=unknown, dry_run=dry_run, as_json=as_json))
+
+
+def _kinds(given: list[str] | None) -> list[str]:
+    from aiocluster.leftovers import KINDS
+
+    for kind in given or ():
+        if kind not in KINDS:
+            raise typer.BadParameter(f"{kind!r} is none of {', '.join(KINDS)}", param_hint="--kind")
+    return list(given or KINDS)
+
+
+def _run(command: str, work: Coroutine[Any, Any, int]) -> NoReturn:
+    """Run it to its end, whatever that is, and leave with an exit code."""
+    try:
+        code = aiocluster.run(work)
+    except KeyboardInterrupt:
+        typer.echo("Interrupted.", err=True)
+        code = INTERRUPTED
+    except aiocluster.AioclusterError as error:
+        typer.echo(f"aiocluster {command}: {error}", err=True)
         code = 1
     raise typer.Exit(code)
 

@@ -1,0 +1,107 @@
+"""`aiocluster ls` and `aiocluster reap`: what clusters have left somewhere, shown and ended."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from aiocluster.leftovers import Found, Leftover, Reaped, find, reap
+
+__all__ = ["choose", "end", "show"]
+
+NOTHING_FAILED, SOMETHING_FAILED = 0, 1
+WIDE = 250
+"""Columns where nobody looks: what is read by programs is not folded."""
+
+
+async def show(kinds: Sequence[str], cluster: str | None, *, as_json: bool) -> int:
+    """Print what is there; the exit code."""
+    found = await find(kinds, cluster=cluster)
+    _complain(found)
+    if as_json:
+        _print_json([_row(one) for one in found.leftovers])
+    elif found.leftovers:
+        _print_table(found.leftovers)
+    else:
+        typer.echo("nothing is left of any cluster" if cluster is None else f"nothing is left of cluster {cluster}")
+    return NOTHING_FAILED if len(found.unreachable) < len(kinds) else SOMETHING_FAILED
+
+
+async def end(kinds: Sequence[str], cluster: str | None, *, alive: bool, unknown: bool, dry_run: bool, as_json: bool) -> int:
+    """End what is left over, and say what was done with each; the exit code."""
+    found = await find(kinds, cluster=cluster)
+    _complain(found)
+    chosen = choose(found.leftovers, alive=alive, unknown=unknown)
+    reaped = [Reaped(one, "") for one in chosen] if dry_run else await reap(chosen)
+    if as_json:
+        done = [] if dry_run else [one.leftover.id for one in reaped if not one.error]
+        _print_json([{**_row(one.leftover), "ended": one.leftover.id in done, "error": one.error} for one in reaped])
+    else:
+        for one in reaped:
+            what = f"{one.leftover.kind} {one.leftover.name} ({one.leftover.id[:48]})"
+            if dry_run:
+                typer.echo(f"would end {what}")
+            else:
+                typer.echo(f"could not end {what}: {one.error}" if one.error else f"ended {what}")
+        spared = len(found.leftovers) - len(chosen)
+        if spared:
+            typer.echo(f"{spared} left alone: the manager runs (--all ends them too) or cannot be judged from here (--unknown)")
+        elif not chosen:
+            typer.echo("there is nothing to end")
+    failed = any(one.error for one in reaped) or len(found.unreachable) == len(kinds)
+    return SOMETHING_FAILED if failed else NOTHING_FAILED
+
+
+def choose(leftovers: Sequence[Leftover], *, alive: bool, unknown: bool) -> list[Leftover]:
+    """Those whose manager is known to be gone; with `alive` all of them, with `unknown` those that nobody can judge as well."""
+    return [one for one in leftovers if alive or one.alive is False or (unknown and one.alive is None)]
+
+
+def _complain(found: Found) -> None:
+    for kind, reason in found.unreachable.items():
+        typer.echo(f"{kind}: {reason}", err=True)
+
+
+def _row(one: Leftover) -> dict[str, Any]:
+    return {
+        "kind": one.kind,
+        "id": one.id,
+        "name": one.name,
+        "state": one.state,
+        "cluster": one.cluster,
+        "manager": one.manager,
+        "created": None if one.created is None else one.created.isoformat(),
+        "manager_alive": one.alive,
+        "where": one.where,
+    }
+
+
+def _print_json(rows: list[dict[str, Any]]) -> None:
+    typer.echo(json.dumps(rows, indent=2))
+
+
+def _print_table(leftovers: Sequence[Leftover]) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("CLUSTER", "KIND", "NAME", "STATE", "AGE", "MANAGER", "ID"):
+        table.add_column(title, no_wrap=title in ("CLUSTER", "AGE"), overflow="fold")
+    for one in leftovers:
+        manager = {True: "runs", False: "gone", None: "unknown"}[one.alive]
+        table.add_row(one.cluster, one.kind, one.name, one.state, _age(one.created), manager, one.id)
+    Console(width=None if sys.stdout.isatty() else WIDE).print(table)
+
+
+def _age(created: datetime | None) -> str:
+    if created is None:
+        return "?"
+    seconds = int((datetime.now(UTC) - created).total_seconds())
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds // size} {unit}"
+    return f"{seconds} s"
