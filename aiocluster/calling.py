@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import replace
-from typing import Any, Literal, ParamSpec, TypeVar, overload
+from typing import Any, Literal, ParamSpec, Protocol, TypeVar, overload
 
 from aiocluster.core.calls import DEFAULT_OPTIONS, CallOptions
 from aiocluster.maps import MapRun
 from aiocluster.runtime.backend import Backend
 from aiocluster.runtime.futures import Future
 
-__all__ = ["Calling", "Source", "options_from", "worker_ids"]
+__all__ = ["Calling", "CurrentCluster", "Source", "WorkerRow", "options_from", "worker_ids"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -154,6 +155,14 @@ class Calling:
             progress=progress,
         )
 
+    @overload
+    async def everywhere(
+        self, fn: Callable[..., Coroutine[Any, Any, T]], /, *args: Any, on_join: bool = False, **kwargs: Any
+    ) -> dict[int, T]: ...
+
+    @overload
+    async def everywhere(self, fn: Callable[..., T], /, *args: Any, on_join: bool = False, **kwargs: Any) -> dict[int, T]: ...
+
     async def everywhere(self, fn: Callable[..., Any], /, *args: Any, on_join: bool = False, **kwargs: Any) -> dict[int, Any]:
         """Call `fn` once on every worker that takes calls, and give the results by worker id.
 
@@ -203,6 +212,33 @@ class Calling:
                 name=name,
             ),
         )
+
+
+class WorkerRow(Protocol):
+    """A worker as every part of the cluster knows it."""
+
+    @property
+    def id(self) -> int: ...
+    @property
+    def node(self) -> str: ...
+    @property
+    def host(self) -> str: ...
+    @property
+    def pid(self) -> int: ...
+
+
+class CurrentCluster(Calling, ABC):
+    """What `get_cluster()` gives, in the manager's program and inside a call alike."""
+
+    @property
+    @abstractmethod
+    def id(self) -> str:
+        """The cluster's id."""
+
+    @property
+    @abstractmethod
+    def workers(self) -> Callable[[], Awaitable[Mapping[int, WorkerRow]]]:
+        """`await cluster.workers()` gives the workers by id, as they are now."""
 
 
 def options_from(

@@ -6,11 +6,11 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
 from aiocluster import context
-from aiocluster.calling import Calling, worker_ids
+from aiocluster.calling import Calling, CurrentCluster, worker_ids
 from aiocluster.config import Settings
 from aiocluster.console import OutputMode, make_output
 from aiocluster.core.calls import DEFAULT_OPTIONS, CallOptions
@@ -117,6 +117,10 @@ class Workers(Mapping[int, Worker]):
     def __len__(self) -> int:
         return sum(1 for _ in self._records())
 
+    async def __call__(self) -> dict[int, Worker]:
+        """The workers as they are now, as in a call on a worker: `await get_cluster().workers()`."""
+        return dict(self)
+
     def __repr__(self) -> str:
         return f"<workers {', '.join(map(str, self)) or 'none'}>"
 
@@ -166,7 +170,7 @@ class Opening:
         await self._cluster.close()
 
 
-class Cluster(Calling):
+class Cluster(CurrentCluster):
     """Workers on this machine or others, and calls that run on them.
 
     Open one with `Cluster.local(n=4)` or another constructor, which can be awaited or used with `async with`. All methods are
@@ -220,6 +224,63 @@ class Cluster(Calling):
         return cls.start(
             Local(env=env),
             n=count,
+            timeout=timeout,
+            resources=resources,
+            output=output,
+            heartbeat_interval=heartbeat_interval,
+            heartbeat_timeout=heartbeat_timeout,
+            orphan_timeout=orphan_timeout,
+            settings=settings,
+        )
+
+    @classmethod
+    def docker(
+        cls,
+        n: WorkerCount,
+        *,
+        image: str | None = None,
+        network: str = "host",
+        command: Sequence[str] = ("aiocluster", "agent"),
+        env: Mapping[str, str] | None = None,
+        labels: Mapping[str, str] | None = None,
+        mounts: Sequence[str] = (),
+        workers_per_node: int = 1,
+        advertise: str | None = None,
+        host: str | None = None,
+        port: int = 0,
+        engine: str | None = None,
+        timeout: float | None = None,
+        resources: Mapping[str, float] | None = None,
+        output: OutputMode = "forward",
+        heartbeat_interval: float | None = None,
+        heartbeat_timeout: float | None = None,
+        orphan_timeout: float | None = None,
+        settings: Settings | None = None,
+    ) -> Opening:
+        """A cluster of containers of one Docker engine. Arguments as for `aiocluster.Docker`, and then as for `local`.
+
+        Raises:
+            LaunchError: no engine answers, it does not have the image or the network, or fewer than the minimum joined in time;
+                nothing is left.
+        """
+        from aiocluster.launch.docker import Docker
+
+        launcher = Docker(
+            image=image,
+            network=network,
+            command=command,
+            env=env,
+            labels=labels,
+            mounts=mounts,
+            workers_per_node=workers_per_node,
+            advertise=advertise,
+            host=host,
+            port=port,
+            engine=engine,
+        )
+        return cls.start(
+            launcher,
+            n,
             timeout=timeout,
             resources=resources,
             output=output,

@@ -10,7 +10,7 @@ from aiocluster.runtime import current
 from aiocluster.runtime.current import ThisWorker
 
 if TYPE_CHECKING:
-    from aiocluster.calling import Calling
+    from aiocluster.calling import CurrentCluster
     from aiocluster.cluster import Cluster
 
 __all__ = ["get_cluster", "get_worker", "left", "opened"]
@@ -30,11 +30,12 @@ def get_worker() -> ThisWorker:
     return current.this_worker
 
 
-def get_cluster() -> Calling:
+def get_cluster() -> CurrentCluster:
     """The cluster to submit calls to: inside a call the one that runs it, elsewhere the one that this program has open.
 
-    Inside a call the handle has `submit`, `map`, `everywhere`, `options` and `workers`. In an `async def` call its futures
-    are awaited; in a sync call `future.result()` waits, and the worker's place is free for other calls meanwhile.
+    It has `submit`, `map`, `everywhere` and `options`, and `await get_cluster().workers()` gives the workers by id. In an
+    `async def` call its futures are awaited; in a sync call `future.result()` waits, and the worker's place is free for
+    other calls meanwhile.
 
     Raises:
         RuntimeError: no cluster is open, or several are and none was opened in this context.

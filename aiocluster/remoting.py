@@ -9,18 +9,24 @@ import functools
 import inspect
 import sys
 from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Mapping
-from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, Protocol, TypeVar, overload
 
-from aiocluster.runtime.futures import Future
 from aiocluster.wire.functions import is_async
+
+if TYPE_CHECKING:
+    from aiocluster.calling import Calling
+    from aiocluster.maps import MapRun
+    from aiocluster.runtime.futures import Future
 
 __all__ = ["RemoteFunction", "remote"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
+R_co = TypeVar("R_co", covariant=True)
+"""What calling the function gives: for an `async def` one a coroutine."""
 
 
-class RemoteFunction(Generic[P, T]):
+class RemoteFunction(Generic[P, R_co]):
     """A function with a second way to call it: `f(x)` runs here, `f.remote(x)` on the current cluster.
 
     The current cluster is the one that `aiocluster.get_cluster()` gives.
@@ -29,7 +35,7 @@ class RemoteFunction(Generic[P, T]):
     __name__: str
     __qualname__: str
 
-    def __init__(self, function: Callable[P, Any], options: Mapping[str, Any]) -> None:
+    def __init__(self, function: Callable[P, R_co], options: Mapping[str, Any]) -> None:
         functools.update_wrapper(self, function)
         if is_async(function):  # calling this object gives a coroutine, which nothing about its class tells
             if sys.version_info >= (3, 12):
@@ -39,24 +45,61 @@ class RemoteFunction(Generic[P, T]):
         self._function = function
         self._options = dict(options)
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
         """Run it here."""
         return self._function(*args, **kwargs)
 
-    def remote(self, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Run it on a worker; like `Cluster.submit`."""
-        future: Future[T] = self._calling().submit(self, *args, **kwargs)
-        return future
+    @overload
+    def remote(self: RemoteFunction[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs) -> Future[T]: ...
 
-    def map(self, *iterables: Iterable[Any] | AsyncIterable[Any], **how: Any) -> Any:
+    @overload
+    def remote(self: RemoteFunction[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]: ...
+
+    def remote(self, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Run it on a worker; like `Cluster.submit`."""
+        return self._calling().submit(self, *args, **kwargs)
+
+    @overload
+    def map(
+        self: RemoteFunction[..., Coroutine[Any, Any, T]],
+        *iterables: Iterable[Any] | AsyncIterable[Any],
+        return_exceptions: Literal[False] = False,
+        **how: Any,
+    ) -> MapRun[T]: ...
+
+    @overload
+    def map(
+        self: RemoteFunction[..., T],
+        *iterables: Iterable[Any] | AsyncIterable[Any],
+        return_exceptions: Literal[False] = False,
+        **how: Any,
+    ) -> MapRun[T]: ...
+
+    @overload
+    def map(
+        self: RemoteFunction[..., Coroutine[Any, Any, T]],
+        *iterables: Iterable[Any] | AsyncIterable[Any],
+        return_exceptions: bool,
+        **how: Any,
+    ) -> MapRun[T | BaseException]: ...
+
+    @overload
+    def map(
+        self: RemoteFunction[..., T],
+        *iterables: Iterable[Any] | AsyncIterable[Any],
+        return_exceptions: bool,
+        **how: Any,
+    ) -> MapRun[T | BaseException]: ...
+
+    def map(self, *iterables: Iterable[Any] | AsyncIterable[Any], **how: Any) -> MapRun[Any]:
         """Run it with each item; like `Cluster.map`."""
         return self._calling().map(self, *iterables, **how)
 
-    def options(self, **options: Any) -> RemoteFunction[P, T]:
+    def options(self, **options: Any) -> RemoteFunction[P, R_co]:
         """The same function under other options, which are those of `Cluster.options`."""
         return RemoteFunction(self._function, {**self._options, **options})
 
-    def _calling(self) -> Any:
+    def _calling(self) -> Calling:
         from aiocluster.context import get_cluster
 
         cluster = get_cluster()
@@ -80,14 +123,9 @@ class RemoteFunction(Generic[P, T]):
 class Decorator(Protocol):
     """What `remote(...)` with options gives."""
 
-    @overload
-    def __call__(self, function: Callable[P, Coroutine[Any, Any, T]], /) -> RemoteFunction[P, T]: ...
-    @overload
     def __call__(self, function: Callable[P, T], /) -> RemoteFunction[P, T]: ...
 
 
-@overload
-def remote(function: Callable[P, Coroutine[Any, Any, T]], /) -> RemoteFunction[P, T]: ...
 @overload
 def remote(function: Callable[P, T], /) -> RemoteFunction[P, T]: ...
 @overload

@@ -54,10 +54,11 @@ async def test_a_nested_map_has_enough_under_way_for_all_workers(fifos: Fifos) -
 async def test_everywhere_and_workers_are_known_inside_calls(cluster: Cluster) -> None:
     async def look() -> tuple[set[int], dict[int, int]]:
         inner = get_cluster()
-        return set(await inner.workers()), await inner.everywhere(work.own_id)  # type: ignore[attr-defined]
+        return set(await inner.workers()), await inner.everywhere(work.own_id)
 
     ids, results = await cluster.submit(look)
     assert ids == set(cluster.workers)
+    assert (ids, results) == await look(), "outside of calls it is the same"
     assert results == {id: id for id in cluster.workers}
 
 
