@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from aiocluster import CallTimeout, Cluster
+from aiocluster import CallTimeout, Cluster, get_cluster
 
 from . import work
 from .conftest import Fifos, numbers_in
@@ -38,6 +38,37 @@ async def test_deadlines_at_any_moment_never_hit_another_call(cluster: Cluster, 
     for number, outcome in enumerate(await asyncio.gather(*futures, return_exceptions=True)):
         assert outcome == number * number or (number % 2 and isinstance(outcome, CallTimeout))
     assert await cluster.everywhere(work.own_id) == {1: 1, 2: 2}
+
+
+async def test_cancels_on_a_stand_in_cost_no_place_and_hit_no_other_call(single: Cluster, fifos: Fifos) -> None:
+    """While the main thread waits, calls run on a thread that takes exceptions and no signals; some of them wait as well."""
+    begun, go_on = fifos.new(), fifos.new()
+
+    async def child() -> int:
+        return await asyncio.to_thread(work.announce_and_wait, begun, go_on)
+
+    def parent() -> int:
+        return get_cluster().submit(child).result()
+
+    def spin_or_wait(number: int) -> int:
+        return work.spin_and_square(number) if number % 3 else get_cluster().submit(work.async_square, number).result()
+
+    waits = single.submit(parent)
+    await fifos.read(begun)
+    chance = random.Random(2)
+    futures = [single.submit(spin_or_wait, number) for number in range(600)]
+    kept = set(range(600))
+    while not all(futures[number].done() for number in kept):
+        running = [number for number in sorted(kept) if not futures[number].done()][:10]
+        victim = chance.choice(running)
+        if futures[victim].cancel():
+            kept.discard(victim)
+        await asyncio.sleep(chance.choice((0, 0.001, 0.002)))
+    assert [await futures[number] for number in sorted(kept)] == [number * number for number in sorted(kept)]
+    fifos.release(go_on)
+    assert await waits == 1
+    assert await single.submit(work.own_id) == 1
+    assert single.status().running == 0
 
 
 async def test_a_call_cancelled_in_the_tick_of_its_submit_never_runs(cluster: Cluster, tmp_path: Path) -> None:
