@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from aiocluster.config import Settings
     from aiocluster.context import get_cluster, get_worker
     from aiocluster.core.effects import Event
+    from aiocluster.launch.docker import Docker
     from aiocluster.remoting import remote
     from aiocluster.runtime.futures import Future
     from aiocluster.status import Status, WorkerStats
@@ -41,6 +42,7 @@ _HOMES = {
     "get_cluster": "aiocluster.context",
     "get_worker": "aiocluster.context",
     "Event": "aiocluster.core.effects",
+    "Docker": "aiocluster.launch.docker",
     "Future": "aiocluster.runtime.futures",
     "remote": "aiocluster.remoting",
     "Status": "aiocluster.status",
@@ -53,6 +55,7 @@ __all__ = [
     "CallTimeout",
     "Cluster",
     "ClusterClosed",
+    "Docker",
     "Event",
     "Future",
     "LaunchError",

@@ -67,6 +67,10 @@ class Launcher(ABC):
     agreed: Agreed | None = None
     """For nodes that cannot be handed anything; such a launcher is the first of its cluster, or it is refused."""
 
+    async def find_reach(self) -> Reach | None:
+        """As `reach`, for a launcher that has to ask its infrastructure first. Raises `LaunchError`."""
+        return self.reach
+
     @abstractmethod
     async def start(self, request: LaunchRequest) -> None:
         """Start the nodes of the request; returns when they are on their way.

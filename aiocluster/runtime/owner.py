@@ -99,7 +99,7 @@ class Owner:
         Raises:
             LaunchError: there is no such address, or it is in use.
         """
-        reach = launcher.reach
+        reach = await launcher.find_reach()
         if reach is None:
             assert self._listener is not None
             return self._listener.addresses[0]

@@ -1,0 +1,498 @@
+"""`Docker`: nodes are containers of one Docker engine, one for each.
+
+Every container carries the cluster's labels and a name that is known before it is made, so that whatever an engine was asked
+for can be found and removed. It removes itself when it ends, also when the manager was killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import signal
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import psutil
+
+from aiocluster.errors import LaunchError
+from aiocluster.launch import marks
+from aiocluster.launch.base import Launcher, LaunchRequest, agent_environment
+from aiocluster.launch.engine import GONE, ContainerEvent, ContainerState, Engine, EngineError
+from aiocluster.launch.own_container import own_container_id
+from aiocluster.launch.reach import Reach
+
+__all__ = ["Docker", "end", "leftovers"]
+
+logger = logging.getLogger("aiocluster")
+
+KIND = "docker container"
+HOST_NETWORK = "host"
+NODE_LABEL = "aiocluster:node"
+LAST_LINES = 50
+AT_ONCE = 8
+"""Containers that the engine is asked to start at the same time: more of them make none of them faster."""
+STOP_GRACE_S = 2.0
+"""For a node that is lost, or not needed, to end by itself."""
+LAST_LINES_S = 2.0
+"""For what a container wrote last to arrive, after the engine has said that it ended."""
+OOM_RECENT_S = 3.0
+"""For how long a process that was killed for want of memory explains why the container ended."""
+RETRY_S = 1.0
+"""Between attempts to hear from an engine again whose connection broke."""
+STATES = {"create": "created", "start": "running", "pause": "paused", "unpause": "running", "die": "exited"}
+"""What the engine calls the state of a container after an event."""
+
+
+class _Container:
+    """One node: its container, from before it is asked for until it is no more, and its last lines."""
+
+    def __init__(self, node: str, name: str, config: Mapping[str, Any], request: LaunchRequest) -> None:
+        self.node = node
+        self.name = name
+        self.lines: deque[str] = deque(maxlen=LAST_LINES)
+        self.stopping = False
+        self.begun = asyncio.Event()
+        """The engine has answered whether it was started, or was never asked."""
+        self._out_of_memory_at = 0.0
+        self._config = config
+        self._request = request
+        self._exit: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._life: asyncio.Task[None] | None = None
+
+    def begin(self, engine: Engine, slots: asyncio.Semaphore, ended: Callable[[_Container], None]) -> None:
+        self._life = asyncio.get_running_loop().create_task(self._live(engine, slots), name=f"aiocluster docker: {self.name}")
+        self._life.add_done_callback(lambda _: ended(self))
+
+    async def _live(self, engine: Engine, slots: asyncio.Semaphore) -> None:
+        try:
+            reason = await self._run(engine, slots)
+        except EngineError as error:
+            reason = f"its container could not be started: {error}"
+            await _try(engine.remove(self.name))
+        finally:
+            self.begun.set()
+        if not self.stopping:
+            self._request.exited(self.node, reason)
+
+    async def _run(self, engine: Engine, slots: asyncio.Semaphore) -> str:
+        """From its making to its end; the reason for that. Where it is being stopped, whoever stops it removes it."""
+        async with contextlib.AsyncExitStack() as stack:
+            async with slots:
+                if self.stopping:
+                    return ""
+                await engine.create(self.name, self._config)
+                if self.stopping:
+                    return ""
+                output = await stack.enter_async_context(engine.output(self.name))
+                reading = asyncio.get_running_loop().create_task(self._read(output), name=f"aiocluster docker: read {self.name}")
+                stack.push_async_callback(_cancel, reading)
+                await engine.start(self.name)
+            self.begun.set()
+            reason = await self._exit
+            await asyncio.wait([reading], timeout=LAST_LINES_S)
+            return reason
+
+    async def _read(self, output: Any) -> None:
+        rests = {1: b"", 2: b""}
+        async for descriptor, data in output:
+            *lines, rests[descriptor] = (rests[descriptor] + data).split(b"\n")
+            for line in lines:
+                self._keep(line)
+        for rest in rests.values():
+            if rest:
+                self._keep(rest)
+
+    def _keep(self, line: bytes) -> None:
+        text = line.decode(errors="replace").rstrip("\r")
+        self.lines.append(text)
+        if not self.stopping:
+            logger.warning("node %s: %s", self.node, text)
+
+    # --- what the engine says ------------------------------------------------------------------------------------------------
+
+    def happened(self, event: ContainerEvent) -> None:
+        if event.action == "oom":  # also when a worker was killed and its agent goes on
+            self._out_of_memory_at = event.at
+        reason = ""
+        if event.action == "die":
+            reason = _how(event.exit_code or 0, out_of_memory=event.at - self._out_of_memory_at < OOM_RECENT_S)
+        if event.action in STATES:
+            self._request.observed(self.node, STATES[event.action], reason)
+        if event.action == "die":
+            self.exited(reason)
+        elif event.action == "destroy":
+            self.exited("its container was removed")
+
+    def found(self, state: ContainerState | None) -> None:
+        """How it was found after a time without events."""
+        if state is None:
+            self.exited("its container is gone")
+        elif state.status in ("exited", "dead", "removing"):
+            self._request.observed(self.node, "exited", "")
+            self.exited(_how(state.exit_code, out_of_memory=state.out_of_memory))
+
+    def exited(self, reason: str) -> None:
+        if not self._exit.done():
+            self._exit.set_result(reason)
+
+    # --- its end -------------------------------------------------------------------------------------------------------------
+
+    async def stop(self, engine: Engine, grace_s: float) -> None:
+        """Tell it to end; there is no container any more when this returns. Cancelling ends it by force at once."""
+        self.stopping = True
+        await self.begun.wait()
+        try:
+            await engine.stop(self.name, grace_s)
+        finally:
+            await self._remove(engine)
+
+    async def close(self, engine: Engine, grace_s: float) -> None:
+        """As `stop`, where its agent has been told by the manager."""
+        self.stopping = True
+        await self.begun.wait()
+        try:
+            async with asyncio.timeout(grace_s):
+                await asyncio.shield(self._exit)
+        except TimeoutError:
+            pass
+        finally:
+            await self._remove(engine)
+
+    async def _remove(self, engine: Engine) -> None:
+        await engine.remove(self.name)
+        self.exited("its container was removed")  # the events may come later, or never
+        assert self._life is not None
+        await asyncio.wait([self._life])
+
+    async def abandon(self) -> None:
+        """Follow it no more."""
+        if self._life is not None:
+            await _cancel(self._life)
+
+
+class Docker(Launcher):
+    """Nodes are containers of one Docker engine; the manager runs outside of one, or in one that can reach the engine's socket.
+
+    Args:
+        image: what the containers are made of; it holds aiocluster and what the calls import. Default: the image of the
+            container that the manager itself runs in. The engine must have it.
+        network: a network of the engine. With "host", the default, containers share the network of the engine's machine. A CIDR
+            such as "10.0.0.0/16" means that one too, and the manager's address in it (`Reach.network`).
+        command: what the image runs; default `aiocluster agent`.
+        env: variables for the workers.
+        labels: labels for the containers, beside those that all launchers set.
+        mounts: folders or volumes to mount, in Docker's words: "/data:/data:ro".
+        workers_per_node: workers in each container.
+        advertise: the manager's address for the containers. Default: on "host" the first private address of this machine, or
+            loopback where it has none; on another network the manager's own address there, else the network's gateway where that
+            is this machine.
+        host: where the manager listens; default: at that address.
+        port: the same for its port; 0 takes a free one.
+        engine: the engine's address, such as "unix:///run/docker.sock"; default: `DOCKER_HOST`, Docker's current context, or
+            the usual socket.
+    """
+
+    name = "docker"
+    timeout_s: float | None = 60.0
+
+    def __init__(
+        self,
+        *,
+        image: str | None = None,
+        network: str = HOST_NETWORK,
+        command: Sequence[str] = ("aiocluster", "agent"),
+        env: Mapping[str, str] | None = None,
+        labels: Mapping[str, str] | None = None,
+        mounts: Sequence[str] = (),
+        workers_per_node: int = 1,
+        advertise: str | None = None,
+        host: str | None = None,
+        port: int = 0,
+        engine: str | None = None,
+    ) -> None:
+        if workers_per_node < 1:
+            raise ValueError(f"workers_per_node must be at least 1, not {workers_per_node}")
+        if network == "none":
+            raise ValueError("network='none': containers without a network cannot reach the manager")
+        self.workers_per_node = workers_per_node
+        within = network if _is_cidr(network) else None
+        self.reach = Reach(advertise=advertise, host=host, port=port, network=within)
+        self._network = HOST_NETWORK if within else network
+        self._image = image
+        self._command = list(command)
+        self._env = dict(env or {})
+        self._labels = dict(labels or {})
+        self._mounts = list(mounts)
+        self._engine_host = engine
+        self._engine: Engine | None = None
+        self._opening = asyncio.Lock()
+        self._slots = asyncio.Semaphore(AT_ONCE)
+        self._containers: dict[str, _Container] = {}
+        """Those that may be there, by their names."""
+        self._nodes: dict[str, _Container] = {}
+        """All that were ever asked for, by their nodes."""
+        self._cluster = ""
+        self._watching: asyncio.Task[None] | None = None
+
+    # --- before --------------------------------------------------------------------------------------------------------------
+
+    def _connect(self) -> Engine:
+        return Engine(self._engine_host)
+
+    async def _reached(self) -> Engine:
+        async with self._opening:
+            if self._engine is None:
+                engine = self._connect()
+                try:
+                    await engine.open()
+                except EngineError as error:
+                    raise LaunchError(
+                        f"cannot reach a Docker engine at {engine.host}: {error}; start one, or set DOCKER_HOST"
+                    ) from error
+                self._engine = engine
+            return self._engine
+
+    async def find_reach(self) -> Reach:
+        reach = self.reach
+        assert reach is not None
+        if reach.advertise is not None or reach.network is not None:
+            return reach
+        if self._network == HOST_NETWORK:
+            try:
+                reach.choose()
+            except LaunchError:  # no address but loopback, which all on this network share
+                return replace(reach, advertise="127.0.0.1")
+            return reach
+        address = await self._address_on_network(await self._reached())
+        return reach if address is None else replace(reach, advertise=address, host=reach.host or address)
+
+    async def _address_on_network(self, engine: Engine) -> str | None:
+        """The manager's address on the containers' network; None if it cannot be told."""
+        with _as_launch_errors():
+            own = await self._own_container(engine)
+            if own is not None:
+                address = own["NetworkSettings"]["Networks"].get(self._network, {}).get("IPAddress")
+                if address:
+                    return str(address)
+            try:
+                about = await engine.network(self._network)
+            except EngineError as error:
+                if error.status == GONE:
+                    raise LaunchError(
+                        f"the engine has no network {self._network}: `docker network create {self._network}` makes one"
+                    ) from error
+                raise
+        mine = {one.address for addresses in psutil.net_if_addrs().values() for one in addresses}
+        gateways = [str(pool.get("Gateway", "")).partition("/")[0] for pool in about["IPAM"]["Config"] or ()]
+        return next((gateway for gateway in gateways if gateway in mine), None)
+
+    @staticmethod
+    async def _own_container(engine: Engine) -> dict[str, Any] | None:
+        id = own_container_id()
+        return None if id is None else await engine.inspect(id)
+
+    async def _image_id(self, engine: Engine) -> str:
+        if self._image is None:
+            own = await self._own_container(engine)
+            if own is None:
+                raise LaunchError(
+                    "image= is needed: it is that of the manager's own container by default, "
+                    f"and this process runs in none that the engine at {engine.host} knows"
+                )
+            return str(own["Image"])
+        try:
+            return await engine.image_id(self._image)
+        except EngineError as error:
+            if error.status == GONE:
+                raise LaunchError(
+                    f"no such image: the engine at {engine.host} does not have {self._image}; "
+                    f"`docker pull {self._image}` gets it, `docker build --tag {self._image} .` makes it"
+                ) from error
+            raise
+
+    # --- nodes ---------------------------------------------------------------------------------------------------------------
+
+    async def start(self, request: LaunchRequest) -> None:
+        engine = await self._reached()
+        with _as_launch_errors():
+            image = await self._image_id(engine)
+        self._watch(engine, request.cluster_id)
+        begun = []
+        for node in request.nodes:
+            name = f"aiocluster-{request.cluster_id}-{node}"
+            container = _Container(node, name, self._config(request, node, image), request)
+            self._containers[name] = self._nodes[node] = container  # from now on it is found by `stop` and `close`
+            container.begin(engine, self._slots, self._ended)
+            begun.append(container)
+        logger.info("starting %d containers of %s on the engine at %s", len(begun), self._image or image, engine.host)
+        for container in begun:
+            await container.begun.wait()
+
+    def _config(self, request: LaunchRequest, node: str, image: str) -> dict[str, Any]:
+        environment = {**self._env, **agent_environment(request, node)}
+        return {
+            "Image": image,
+            "Cmd": self._command,
+            "Env": [f"{name}={value}" for name, value in environment.items()],
+            "Labels": {**self._labels, **marks.tags(request.cluster_id), NODE_LABEL: node},
+            "AttachStdout": True,
+            "AttachStderr": True,
+            "HostConfig": {"AutoRemove": True, "NetworkMode": self._network, "Binds": self._mounts},
+        }
+
+    def _ended(self, container: _Container) -> None:
+        self._containers.pop(container.name, None)
+
+    def last_lines(self, node: str) -> Sequence[str]:
+        container = self._nodes.get(node)
+        return () if container is None else tuple(container.lines)
+
+    async def stop(self, node: str, *, lost: bool = False) -> None:
+        container = self._nodes.get(node)
+        if container is not None and container.name in self._containers:
+            assert self._engine is not None
+            await container.stop(self._engine, STOP_GRACE_S)
+
+    async def close(self, grace_s: float) -> None:
+        engine = self._engine
+        if engine is None:
+            return
+        try:
+            ending = [container.close(engine, grace_s + STOP_GRACE_S) for container in self._containers.values()]
+            failed = [error for error in await asyncio.gather(*ending, return_exceptions=True) if error is not None]
+            if self._cluster:  # what was asked for by a request whose reply was lost
+                for one in await engine.labelled(f"{marks.CLUSTER}={self._cluster}"):
+                    await engine.remove(one.id)
+            if failed:
+                raise failed[0]
+        finally:
+            self._engine = None
+            for container in list(self._containers.values()):
+                await container.abandon()
+            if self._watching is not None:
+                await _cancel(self._watching)
+                self._watching = None
+            await engine.close()
+
+    # --- events --------------------------------------------------------------------------------------------------------------
+
+    def _watch(self, engine: Engine, cluster: str) -> None:
+        if self._watching is None:
+            self._cluster = cluster
+            self._watching = asyncio.get_running_loop().create_task(
+                self._follow(engine, f"{marks.CLUSTER}={cluster}"), name=f"aiocluster docker: watch {cluster}"
+            )
+
+    async def _follow(self, engine: Engine, label: str) -> None:
+        """Hand on what happens to the containers; where the connection breaks, look at them and connect again."""
+        since = engine.started_at
+        while True:
+            try:
+                async with contextlib.aclosing(engine.events(label, since)) as events:
+                    async for event in events:
+                        since = event.at
+                        container = self._containers.get(event.name)
+                        if container is not None:
+                            container.happened(event)
+                await self._look_at_all(engine)
+            except EngineError as error:
+                logger.warning("the Docker engine at %s cannot be heard: %s", engine.host, error)
+            await asyncio.sleep(RETRY_S)
+
+    async def _look_at_all(self, engine: Engine) -> None:
+        for container in list(self._containers.values()):
+            if container.begun.is_set():
+                container.found(await engine.state(container.name))
+
+
+# --- what is left over -------------------------------------------------------------------------------------------------------
+
+
+async def leftovers(engine: str | None = None) -> list[marks.Leftover]:
+    """The containers of an engine that some cluster has started.
+
+    Raises:
+        LaunchError: there is no such engine.
+    """
+    async with _opened(engine) as open_engine:
+        found = []
+        for one in await open_engine.labelled(marks.CLUSTER):
+            kind, _, manager = one.labels.get(marks.MANAGER, "").partition(":")
+            own = await open_engine.state(manager) if kind == "container" else None
+            found.append(
+                marks.leftover(
+                    one.labels,
+                    kind=KIND,
+                    id=one.id,
+                    name=one.name,
+                    state=one.state,
+                    where=engine or "",
+                    # One that this engine does not know may have been removed, or be another engine's.
+                    manager_alive=None if own is None else own.status in ("running", "paused", "restarting"),
+                )
+            )
+        return found
+
+
+async def end(leftover: marks.Leftover) -> None:
+    """Remove it, by force; one that is gone already is no matter.
+
+    Raises:
+        LaunchError: its engine does not answer, or refuses.
+    """
+    async with _opened(leftover.where or None) as engine:
+        await engine.remove(leftover.id)
+
+
+@contextlib.asynccontextmanager
+async def _opened(host: str | None) -> AsyncIterator[Engine]:
+    engine = Engine(host)
+    with _as_launch_errors():
+        await engine.open()
+        try:
+            yield engine
+        finally:
+            await engine.close()
+
+
+# --- small things ------------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _as_launch_errors() -> Iterator[None]:
+    try:
+        yield
+    except EngineError as error:
+        raise LaunchError(f"the Docker engine: {error}") from error
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])
+
+
+async def _try(request: Awaitable[None]) -> None:
+    """What is not done now is done by `close`."""
+    with contextlib.suppress(EngineError):
+        await request
+
+
+def _is_cidr(text: str) -> bool:
+    try:
+        ipaddress.ip_network(text)
+    except ValueError:
+        return False
+    return "/" in text
+
+
+def _how(code: int, *, out_of_memory: bool) -> str:
+    """Why a container ended, by its exit code: the shell's convention, 128 and the signal."""
+    try:
+        how = f"was killed by signal {code - 128} ({signal.Signals(code - 128).name})"
+    except ValueError:
+        return f"its container exited with code {code}"
+    return f"its container {how}" + (" (out of memory)" if out_of_memory and code == 128 + signal.SIGKILL else "")
