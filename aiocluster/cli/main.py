@@ -72,15 +72,7 @@ def demo(
     """
     from aiocluster.cli.demo import run_demo
 
-    try:
-        code = aiocluster.run(run_demo(workers, kill=kill))
-    except KeyboardInterrupt:
-        typer.echo("Interrupted; the workers have been stopped.", err=True)
-        code = INTERRUPTED
-    except aiocluster.AioclusterError as error:
-        typer.echo(f"aiocluster demo: {error}", err=True)
-        code = 1
-    raise typer.Exit(code)
+    _run("demo", run_demo(workers, kill=kill))
 
 
 Kinds = Annotated[
@@ -141,7 +133,7 @@ def _run(command: str, work: Coroutine[Any, Any, int]) -> NoReturn:
     try:
         code = aiocluster.run(work)
     except KeyboardInterrupt:
-        typer.echo("Interrupted.", err=True)
+        typer.echo("Interrupted; what had been started has been stopped.", err=True)
         code = INTERRUPTED
     except aiocluster.AioclusterError as error:
         typer.echo(f"aiocluster {command}: {error}", err=True)

@@ -91,6 +91,6 @@ def test_ctrl_c_ends_the_demo_with_130_and_no_process_is_left(how: str) -> None:
         process.wait()
         os.close(manager)
     text = seen.decode(errors="replace")
-    assert "Interrupted; the workers have been stopped." in text
+    assert "Interrupted; what had been started has been stopped." in text
     assert "Traceback" not in text
     assert "Task was destroyed" not in text
