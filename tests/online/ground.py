@@ -61,9 +61,12 @@ class Aws:
             client.close()
 
     def log_lines(self, group: str, stream: str) -> list[str]:
-        """All lines of a stream of CloudWatch Logs that are there by now."""
+        """All lines of a stream of CloudWatch Logs that are there by now: none before the first, which makes the stream."""
         with self.client("logs") as logs:
-            answer = logs.get_log_events(logGroupName=group, logStreamName=stream, startFromHead=True)
+            try:
+                answer = logs.get_log_events(logGroupName=group, logStreamName=stream, startFromHead=True)
+            except logs.exceptions.ResourceNotFoundException:
+                return []
             return [event["message"] for event in answer["events"]]
 
 

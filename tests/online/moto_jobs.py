@@ -130,7 +130,8 @@ class ContainerJob(Job):
         tries: How often it may run at all; by default as it was asked for.
     """
 
-    room: ClassVar[threading.Lock] = threading.Lock()
+    one_at_a_time: ClassVar[threading.Lock] = threading.Lock()
+    """Held to look and then to change what jobs share: the room there is, the groups of logs."""
 
     def __init__(
         self,
@@ -176,7 +177,7 @@ class ContainerJob(Job):
     def finds_room(self) -> bool:
         """Waits until the compute environment has room; false if the job was told to end before."""
         while not self.told_to_end.is_set():
-            with self.room:
+            with self.one_at_a_time:
                 if self.fits():
                     self.status = "STARTING"
                     return True
@@ -228,8 +229,9 @@ class ContainerJob(Job):
 
     def follow(self) -> None:
         """Takes over the container's output until it ends, then its exit code; then the container is gone."""
-        self._log_backend.ensure_log_group(LOG_GROUP)
-        self._log_backend.ensure_log_stream(LOG_GROUP, self.log_stream_name)
+        with self.one_at_a_time:
+            self._log_backend.ensure_log_group(LOG_GROUP)
+            self._log_backend.ensure_log_stream(LOG_GROUP, self.log_stream_name)
         timer = self.timer()
         try:
             for entry in self.container.logs(stream=True, follow=True, timestamps=True):

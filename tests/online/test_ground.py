@@ -299,13 +299,7 @@ async def test_tasks_run_with_overrides_and_end_when_told(ecs: Ecs) -> None:
 
 
 def lines(ecs: Ecs, task: str) -> list[str]:
-    stream = f"{ecs.log_prefix}/{ecs.container}/{task.rpartition('/')[2]}"
-    try:
-        return ecs.log_lines(ecs.log_group, stream)
-    except ClientError as error:
-        if error.response["Error"]["Code"] == "ResourceNotFoundException":  # nothing was written yet
-            return []
-        raise
+    return ecs.log_lines(ecs.log_group, f"{ecs.log_prefix}/{ecs.container}/{task.rpartition('/')[2]}")
 
 
 @pytest.mark.online("ecs")
