@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -33,6 +34,9 @@ READY_TIMEOUT_S = 60.0
 END_TIMEOUT_S = 15.0
 POLL_S = 0.05
 LAST_LINES = 20
+INSTANCE = "ministack.instance"
+"""The label by which ministack knows its containers: a name that it is given, and its port."""
+OURS = "aiocluster-tests-"
 
 
 @dataclass(frozen=True)
@@ -96,8 +100,9 @@ def ministack(engine: Engine, folder: Path) -> Iterator[Emulator]:
 
     It listens on loopback, whence an engine takes images without TLS: tasks need the network of the host.
     """
+    remove_left_tasks(engine)
     port = free_port("127.0.0.1")
-    name = f"aiocluster-tests-{os.getpid()}"
+    name = f"{OURS}{os.getpid()}"
     env = host_environ(engine) | {
         "GATEWAY_PORT": str(port),
         "BIND_HOST": "127.0.0.1",
@@ -111,7 +116,16 @@ def ministack(engine: Engine, folder: Path) -> Iterator[Emulator]:
         try:
             yield emulator
         finally:
-            engine.remove(f"ministack.instance={name}:{port}")
+            engine.remove(f"{INSTANCE}={name}:{port}")
+
+
+def remove_left_tasks(engine: Engine) -> None:
+    """No container is there of tests that were killed before they could remove them: their process is gone."""
+    listed = engine.docker("ps", "--all", "--filter", f"label={INSTANCE}", "--format", f'{{{{.Label "{INSTANCE}"}}}}')
+    for instance in set(listed.split()):
+        pid = instance.removeprefix(OURS).partition(":")[0]
+        if instance.startswith(OURS) and not Path(f"/proc/{pid}").exists():
+            engine.remove(f"{INSTANCE}={instance}")
 
 
 @contextlib.contextmanager
@@ -152,6 +166,9 @@ def started(command: list[str], *, env: Mapping[str, str], url: str, ready: str,
     Raises:
         AssertionError: It ended, or did not answer in time; says its last lines.
     """
+    setpriv = shutil.which("setpriv")
+    if setpriv:  # it ends with these tests even where they are killed
+        command = [setpriv, "--pdeathsig", "TERM", "--", *command]
     with log.open("wb") as file:
         process = subprocess.Popen(command, cwd=PROJECT, env=dict(env), stdin=subprocess.DEVNULL, stdout=file, stderr=file)
     try:

@@ -99,6 +99,7 @@ class Ecs(Aws):
         container: The name of that container.
         log_group: Where the container's output goes.
         log_prefix: The first part of the names of its streams.
+        launch_type: EC2 or FARGATE.
         subnets: For tasks with a network of their own; none for those on the network of the host.
     """
 
@@ -107,7 +108,15 @@ class Ecs(Aws):
     container: str
     log_group: str
     log_prefix: str
+    launch_type: str = "EC2"
     subnets: tuple[str, ...] = ()
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """What RunTask has to be told of where, and of what."""
+        told = {"cluster": self.cluster, "taskDefinition": self.task_definition, "launchType": self.launch_type}
+        network = {"awsvpcConfiguration": {"subnets": list(self.subnets)}}
+        return {**told, "networkConfiguration": network} if self.subnets else told
 
 
 def emulated_environ(url: str) -> dict[str, str]:
@@ -247,7 +256,8 @@ def stack_ecs(outputs: Mapping[str, str]) -> Ecs:
         container=outputs.get("TaskContainerName", CONTAINER),
         log_group=outputs["TaskLogGroup"],
         log_prefix=outputs.get("TaskLogPrefix", CONTAINER),
-        subnets=tuple(outputs.get("SubnetIds", "").split(",")) if outputs.get("SubnetIds") else (),
+        launch_type=outputs.get("LaunchType", "EC2"),
+        subnets=tuple(outputs["SubnetIds"].split(",")) if outputs.get("SubnetIds") else (),
     )
 
 

@@ -131,6 +131,13 @@ def reset(self: Any) -> None:
     BaseBackend.reset(self)
 
 
+def end_all() -> None:
+    """No container of a job of this process is there any more."""
+    for regions in models.batch_backends.values():
+        for backend in regions.values():
+            backend.reset()
+
+
 def apply() -> None:
     """moto's AWS Batch is patched in this process.
 

@@ -282,8 +282,7 @@ async def test_nodes_know_their_place_and_where_the_main_node_is(batch: Batch) -
 async def test_tasks_run_with_overrides_and_end_when_told(ecs: Ecs) -> None:
     overrides = {"containerOverrides": [{"name": ecs.container, "command": python(OBEY), "environment": named({"TEST": "1"})}]}
     with ecs.client("ecs") as client:
-        asked = {"cluster": ecs.cluster, "taskDefinition": ecs.task_definition, "launchType": "EC2"}
-        answer = client.run_task(count=2, overrides=overrides, **asked)
+        answer = client.run_task(count=2, overrides=overrides, **ecs.place)
         assert not answer["failures"]
         arns = [task["taskArn"] for task in answer["tasks"]]
         assert len(arns) == 2
@@ -306,8 +305,7 @@ def lines(ecs: Ecs, task: str) -> list[str]:
 async def test_exit_code_of_a_task_is_told(ecs: Ecs) -> None:
     overrides = {"containerOverrides": [{"name": ecs.container, "command": python("raise SystemExit(7)")}]}
     with ecs.client("ecs") as client:
-        asked = {"cluster": ecs.cluster, "taskDefinition": ecs.task_definition, "launchType": "EC2"}
-        (task,) = client.run_task(count=1, overrides=overrides, **asked)["tasks"]
+        (task,) = client.run_task(count=1, overrides=overrides, **ecs.place)["tasks"]
 
         def look() -> dict[str, Any]:
             return dict(client.describe_tasks(cluster=ecs.cluster, tasks=[task["taskArn"]])["tasks"][0])

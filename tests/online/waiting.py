@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
 T = TypeVar("T")
 POLL_S = 0.1
-PATIENCE_S = 60.0
+PATIENCE_S = 1800.0 if os.environ.get("STACK_NAME") else 60.0
+"""The compute environments of an account come up in minutes."""
 
 
 async def until(look: Callable[[], T], ready: Callable[[T], bool] = bool, *, timeout: float = PATIENCE_S) -> T:
