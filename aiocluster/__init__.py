@@ -29,12 +29,14 @@ if TYPE_CHECKING:
     from aiocluster.config import Settings
     from aiocluster.context import get_cluster, get_worker
     from aiocluster.core.effects import Event
+    from aiocluster.launch.batch import Batch
     from aiocluster.launch.docker import Docker
     from aiocluster.remoting import remote
     from aiocluster.runtime.futures import Future
     from aiocluster.status import Status, WorkerStats
 
 _HOMES = {
+    "Batch": "aiocluster.launch.batch",
     "Cluster": "aiocluster.cluster",
     "Worker": "aiocluster.cluster",
     "run": "aiocluster.cluster",
@@ -52,6 +54,7 @@ _HOMES = {
 __all__ = [
     "AioclusterError",
     "AuthenticationError",
+    "Batch",
     "CallTimeout",
     "Cluster",
     "ClusterClosed",

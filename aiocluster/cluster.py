@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar
 
 from aiocluster import context
 from aiocluster.calling import Calling, CurrentCluster, worker_ids
@@ -291,6 +291,78 @@ class Cluster(CurrentCluster):
         )
 
     @classmethod
+    def batch(
+        cls,
+        n: WorkerCount,
+        *,
+        queue: str | None = None,
+        definition: str | None = None,
+        name: str = "aiocluster",
+        region: str | None = None,
+        memory: int | None = None,
+        vcpus: float = 1,
+        gpus: int | None = None,
+        tags: Mapping[str, str] | None = None,
+        share_identifier: str | None = None,
+        retry: int = 0,
+        job_timeout: float | None = None,
+        command: Sequence[str] = ("aiocluster", "agent"),
+        env: Mapping[str, str] | None = None,
+        secret_store: Literal["ssm", "secretsmanager"] | None = None,
+        workers_per_node: int = 1,
+        advertise: str | None = None,
+        host: str | None = None,
+        port: int = 0,
+        network: str | None = None,
+        timeout: float | None = None,
+        resources: Mapping[str, float] | None = None,
+        output: OutputMode = "forward",
+        heartbeat_interval: float | None = None,
+        heartbeat_timeout: float | None = None,
+        orphan_timeout: float | None = None,
+        settings: Settings | None = None,
+    ) -> Opening:
+        """A cluster of jobs of AWS Batch. Arguments as for `aiocluster.Batch`, and then as for `local`; timeout: 25 min.
+
+        Raises:
+            LaunchError: AWS refuses, the queue can never run the minimum, or fewer joined in time; no job is left.
+        """
+        from aiocluster.launch.batch import Batch
+
+        launcher = Batch(
+            queue=queue,
+            definition=definition,
+            name=name,
+            region=region,
+            memory=memory,
+            vcpus=vcpus,
+            gpus=gpus,
+            tags=tags,
+            share_identifier=share_identifier,
+            retry=retry,
+            job_timeout=job_timeout,
+            command=command,
+            env=env,
+            secret_store=secret_store,
+            workers_per_node=workers_per_node,
+            advertise=advertise,
+            host=host,
+            port=port,
+            network=network,
+        )
+        return cls.start(
+            launcher,
+            n,
+            timeout=timeout,
+            resources=resources,
+            output=output,
+            heartbeat_interval=heartbeat_interval,
+            heartbeat_timeout=heartbeat_timeout,
+            orphan_timeout=orphan_timeout,
+            settings=settings,
+        )
+
+    @classmethod
     def start(
         cls,
         launcher: Launcher,
@@ -337,8 +409,9 @@ class Cluster(CurrentCluster):
         """
         environ = os.environ if environ is None else environ
         launcher = environ.get("AIOCLUSTER_LAUNCHER") or "local"
-        if launcher != "local":
-            raise ValueError(f"AIOCLUSTER_LAUNCHER={launcher!r} is not known; this version has: local")
+        remote: dict[str, Callable[..., Opening]] = {"docker": cls.docker, "batch": cls.batch}
+        if launcher != "local" and launcher not in remote:
+            raise ValueError(f"AIOCLUSTER_LAUNCHER={launcher!r} is not known; this version has: local, {', '.join(remote)}")
         text = environ.get("AIOCLUSTER_WORKERS") or ""
         n: WorkerCount | None = None
         if text:
@@ -350,7 +423,12 @@ class Cluster(CurrentCluster):
             except ValueError:
                 raise ValueError(f'AIOCLUSTER_WORKERS={text!r} is neither a number nor "minimum,maximum"') from None
         output = environ.get("AIOCLUSTER_OUTPUT") or "forward"
-        return cls.local(n, output=output, settings=Settings.from_env(environ))
+        settings = Settings.from_env(environ)
+        if launcher == "local":
+            return cls.local(n, output=output, settings=settings)
+        if n is None:
+            raise ValueError(f"AIOCLUSTER_WORKERS must say how many workers AIOCLUSTER_LAUNCHER={launcher} is to start")
+        return remote[launcher](n, output=output, settings=settings)
 
     # --- what it is --------------------------------------------------------------------------------------------------------
 

@@ -21,11 +21,11 @@ class AgentSettings:
         self.address = _required(environ, "AIOCLUSTER_MANAGER")
         self.cluster_id = _required(environ, "AIOCLUSTER_CLUSTER")
         self.node = node_name(_required(environ, "AIOCLUSTER_NODE"), environ)
-        self.token = Token.from_hex(_required(environ, "AIOCLUSTER_TOKEN"))
+        self.token = _token(environ)
         self.metadata_endpoint = metadata_endpoint(environ)
         sys_path = environ.get("AIOCLUSTER_SYS_PATH")
         self.sys_path = None if sys_path is None else tuple(sys_path.split(os.pathsep))
-        for name in ("AIOCLUSTER_TOKEN", "AIOCLUSTER_MANAGER", "AIOCLUSTER_SYS_PATH"):
+        for name in ("AIOCLUSTER_TOKEN", "AIOCLUSTER_TOKEN_FROM", "AIOCLUSTER_MANAGER", "AIOCLUSTER_SYS_PATH"):
             environ.pop(name, None)
         # Where the launcher had to say where aiocluster is: that was for the agent alone.
         python_path = environ.pop("AIOCLUSTER_PYTHONPATH", None)
@@ -33,6 +33,15 @@ class AgentSettings:
             environ["PYTHONPATH"] = python_path
         elif python_path is not None:
             environ.pop("PYTHONPATH", None)
+
+
+def _token(environ: dict[str, str] | os._Environ[str]) -> Token:
+    reference = environ.get("AIOCLUSTER_TOKEN_FROM")
+    if not reference:
+        return Token.from_hex(_required(environ, "AIOCLUSTER_TOKEN"))
+    from aiocluster.launch.secret_store import token_from  # only where it is in a store: a client of AWS takes its time to import
+
+    return token_from(reference, environ)
 
 
 def _required(environ: dict[str, str] | os._Environ[str], name: str) -> str:

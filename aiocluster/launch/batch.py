@@ -1,0 +1,663 @@
+"""`Batch`: nodes are jobs of AWS Batch, the children of one array job, or a plain job for one node.
+
+What was asked of AWS is recorded before it is asked, under a job name that nobody else has: whatever became of a request, `close`
+finds its jobs and terminates them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from random import random as _random
+from typing import Any
+
+from aiocluster.errors import LaunchError
+from aiocluster.launch import batch_jobs
+from aiocluster.launch.aws import Api, Aws, AwsError, Fault, items
+from aiocluster.launch.base import Launcher, LaunchRequest, agent_environment
+from aiocluster.launch.batch_jobs import JobState, Unsure
+from aiocluster.launch.marks import CLUSTER, MANAGER, Leftover, leftover, tags
+from aiocluster.launch.naming import PATTERN
+from aiocluster.launch.own_job import OwnJobDetail, describe_own_job, own_job
+from aiocluster.launch.poller import Figures, Poller
+from aiocluster.launch.reach import Reach
+from aiocluster.launch.secret_store import SecretStore, StoreKind
+
+__all__ = ["Batch", "end", "leftovers"]
+
+logger = logging.getLogger("aiocluster")
+
+KIND = "batch job"
+TIMEOUT_S = 25 * 60.0
+"""Compute environments start instances, which takes minutes, and more when many are wanted."""
+END_GRACE_S = 10.0
+"""For AWS to tell that nodes have ended which were told to: it lags some seconds behind."""
+END_WAIT_S = 5.0
+"""For AWS to tell of the end of a job that it has been asked to terminate: it will end, whether that is seen or not."""
+LOST_WAIT_S = 120.0
+"""For a lost node, whose job AWS may try again, to end by itself: twice the orphan timeout."""
+LOG_TRIES = 3
+LOG_WAIT_S = 1.0
+"""CloudWatch Logs have a container's last lines a moment after its end."""
+KEPT_LINES = 1000
+"""Nodes whose last lines are kept after their end."""
+AT_ONCE = 8
+"""Requests to terminate jobs that are under way at the same time."""
+NAME = "aiocluster"
+
+
+class _Submission:
+    """One job, from before it is asked for."""
+
+    def __init__(self, arguments: Mapping[str, Any], request: LaunchRequest) -> None:
+        self.arguments = arguments
+        self.request = request
+        self.unsure = Unsure()
+        self.id: str | None = None
+        self.size = 0
+        self.kept: set[_Node] = set()
+        """Nodes that run, or will, and that nobody has told to end."""
+        self.task: asyncio.Task[None] | None = None
+        self.lock = asyncio.Lock()
+        self.settled = False
+
+    @property
+    def name(self) -> str:
+        return str(self.arguments["jobName"])
+
+    @property
+    def queue(self) -> str:
+        return str(self.arguments["jobQueue"])
+
+
+class _Node:
+    """One node: a child of an array job, or a plain job, with the attempt that runs now."""
+
+    def __init__(self, name: str, index: int, submission: _Submission) -> None:
+        self.names = [name]
+        """One for each attempt that is known, the latest last."""
+        self.index = index
+        self.submission = submission
+        self.attempt = 1
+        self.state: JobState | None = None
+        self.changed = asyncio.Event()
+        """Set at each change of attempt and at the end."""
+
+    @property
+    def job_id(self) -> str:
+        submission = self.submission
+        assert submission.id is not None
+        return submission.id if submission.size == 1 else f"{submission.id}:{self.index}"
+
+    @property
+    def stopping(self) -> bool:
+        """It was told to end."""
+        return not self.ended and self not in self.submission.kept
+
+    @property
+    def name(self) -> str:
+        return self.names[-1]
+
+    @property
+    def ended(self) -> bool:
+        return self.state is not None and self.state.ended
+
+    @property
+    def begun(self) -> bool:
+        return self.state is not None and self.state.status in ("STARTING", "RUNNING")
+
+
+class Batch(Launcher):
+    """Nodes that are jobs of AWS Batch.
+
+    Args:
+        queue: name or ARN of the job queue. Default: `$WORKER_JOB_QUEUE`, else the queue of the job that the manager runs in.
+        definition: name, name:revision or ARN of the job definition; its image must have this package. Default: the definition
+            of the job that the manager runs in.
+        name: how the names of the jobs begin.
+        region: default: what the standard variables and files of AWS say, or where the manager's own job runs.
+        memory: MiB of each node; default: what the definition says.
+        vcpus: of each node.
+        gpus: of each node; default: what the definition says.
+        tags: on the jobs, beside those by which they are found.
+        share_identifier: for queues with a scheduling policy.
+        retry: how often a node that loses its instance, as spot instances do, is started again by AWS Batch; 9 at most.
+        job_timeout: seconds after which AWS ends a node, at least 60; default: what the definition says.
+        command: what the container runs.
+        env: variables for the nodes.
+        secret_store: "ssm" or "secretsmanager": the cluster's token is put there, and jobs are told only its name.
+        workers_per_node: how many workers share a node.
+        advertise, host, port, network: how nodes reach the manager, see `Reach`.
+        api: where requests go; default: AWS.
+        figures: how often AWS is asked for the states of jobs.
+    """
+
+    name = "batch"
+    timeout_s: float | None = TIMEOUT_S
+
+    def __init__(
+        self,
+        *,
+        queue: str | None = None,
+        definition: str | None = None,
+        name: str = NAME,
+        region: str | None = None,
+        memory: int | None = None,
+        vcpus: float = 1,
+        gpus: int | None = None,
+        tags: Mapping[str, str] | None = None,
+        share_identifier: str | None = None,
+        retry: int = 0,
+        job_timeout: float | None = None,
+        command: Sequence[str] = ("aiocluster", "agent"),
+        env: Mapping[str, str] | None = None,
+        secret_store: StoreKind | None = None,
+        workers_per_node: int = 1,
+        advertise: str | None = None,
+        host: str | None = None,
+        port: int = 0,
+        network: str | None = None,
+        api: Api | None = None,
+        figures: Figures | None = None,
+        environ: Mapping[str, str] | None = None,
+        random: Callable[[], float] = _random,
+        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        _check(name, memory, vcpus, gpus, retry, job_timeout, command, env or {}, workers_per_node)
+        self.workers_per_node: int | None = workers_per_node
+        self.reach = Reach(advertise=advertise, host=host, port=port, network=network)
+        self._environ = os.environ if environ is None else environ
+        self._queue = queue
+        self._definition = definition
+        self._job_name = name
+        self._requirements = _requirements(memory, vcpus, gpus)
+        self._vcpus = vcpus
+        self._tags = dict(tags or {})
+        self._share_identifier = share_identifier
+        self._retry = retry
+        self._job_timeout = job_timeout
+        self._command = list(command)
+        self._env = dict(env or {})
+        self._random = random
+        self._pause = pause
+        self._api: Api = Aws(region, environ=self._environ) if api is None else api
+        self._store = None if secret_store is None else SecretStore(secret_store, self._api)
+        self._own: OwnJobDetail | None = None
+        self._submissions: dict[_Submission, dict[_Node, None]] = {}
+        """With their nodes, until all of these have been forgotten."""
+        self._nodes: dict[str, _Node] = {}
+        """By each name that they have had."""
+        self._by_job: dict[str, _Node] = {}
+        self._lines: dict[str, tuple[str, ...]] = {}
+        self._over: deque[str] = deque()
+        """Nodes that have ended, the oldest first."""
+        self._terminating: dict[str, asyncio.Task[None]] = {}
+        self._slots = asyncio.Semaphore(AT_ONCE)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._poller: Poller[JobState] = Poller(
+            self._ask, self._changed, name="aiocluster batch: watch jobs", figures=figures, random=random
+        )
+
+    # --- starting ------------------------------------------------------------------------------------------------------------
+
+    async def start(self, request: LaunchRequest) -> None:
+        if not request.nodes:
+            return
+        queue, definition = await self._where()
+        await self._check_room(request, queue)
+        submissions = []
+        for nodes in batch_jobs.parts(request.nodes):
+            arguments = await self._arguments(request, nodes, queue, definition)
+            batch_jobs.check_overrides(arguments["containerOverrides"])
+            submission = _Submission(arguments, request)
+            submission.size = len(nodes)
+            submissions.append((submission, [_Node(name, index, submission) for index, name in enumerate(nodes)]))
+        for submission, made in submissions:  # recorded before anything is asked of AWS
+            submission.kept.update(made)
+            self._submissions[submission] = dict.fromkeys(made)
+            self._nodes.update((node.name, node) for node in made)
+        try:
+            for submission, _made in submissions:
+                # A task of its own: what AWS has been asked is heard to its end, also when nobody waits for it any more.
+                submission.task = asyncio.create_task(self._submit(submission), name=f"submit {submission.name}")
+                await asyncio.shield(submission.task)
+        finally:
+            for submission, _made in submissions:
+                submission.unsure.abandoned = True
+
+    async def _where(self) -> tuple[str, str]:
+        """The queue and the definition of the jobs."""
+        own = own_job(self._environ)
+        queue = self._queue or self._environ.get("WORKER_JOB_QUEUE") or (own.queue if own else "")
+        definition = self._definition or ""
+        if (not queue or not definition) and own is not None:
+            if self._own is None:
+                self._own = await describe_own_job(self._api, own)
+            queue, definition = queue or self._own.queue, definition or self._own.definition
+        lacking = [name for name, value in (("queue=", queue), ("definition=", definition)) if not value]
+        if lacking:
+            raise LaunchError(
+                f"{' and '.join(lacking)} must be given: this process is not a job of AWS Batch whose own could be taken"
+                + ("; WORKER_JOB_QUEUE names a queue, too" if not queue else "")
+            )
+        return queue, definition
+
+    async def _check_room(self, request: LaunchRequest, queue: str) -> None:
+        """Refuse what the queue can never run."""
+        try:
+            room = await batch_jobs.room_of(self._api, queue)
+        except AwsError as error:
+            if error.fault is not Fault.DENIED:
+                raise
+            logger.warning("whether queue %s has room for the nodes is not checked: %s", queue, error.reason)
+            return
+        if room.trouble:
+            logger.warning("%s", room.trouble)
+        if room.vcpus is None:
+            return
+        taken = self._vcpus * sum(len(submission.kept) for submission in self._submissions)
+        if self._own is not None and queue in (self._own.queue, self._own.queue.rpartition("/")[2]):
+            taken += self._own.vcpus  # the manager runs there itself
+        fit = max(0, int((room.vcpus - taken) // self._vcpus))
+        possible = sum(request.workers[node] for node in request.nodes[:fit])
+        beside = f" beside {taken:g} that this cluster takes already" if taken else ""
+        limit = f"queue {queue} has {room.vcpus:g} vCPUs at most{beside}, and a node takes {self._vcpus:g}"
+        if possible < request.minimum:
+            raise LaunchError(
+                f"{request.minimum} workers are needed, and only {possible} can ever run: {limit}; "
+                "raise maxvCpus of its compute environments, or ask for fewer"
+            )
+        if fit < len(request.nodes):
+            logger.warning("only %d of %d workers can run at once: %s", possible, sum(request.workers.values()), limit)
+
+    async def _arguments(self, request: LaunchRequest, nodes: Sequence[str], queue: str, definition: str) -> dict[str, Any]:
+        """Those of SubmitJob."""
+        prefix, _, first = nodes[0].rpartition("-")
+        environment = {**self._env, **agent_environment(request, f"{prefix}-{PATTERN}"), "AIOCLUSTER_NODE_FIRST": first}
+        if self._store is not None:
+            del environment["AIOCLUSTER_TOKEN"]
+            environment.update(await self._store.put(request.cluster_id, request.token))
+        key = secrets.token_hex(4)
+        retry: dict[str, Any] = {"attempts": 1 + self._retry}  # given also when it is 1: definitions may say otherwise
+        if self._retry:
+            retry["evaluateOnExit"] = [{"onStatusReason": "Host EC2*", "action": "RETRY"}, {"onReason": "*", "action": "EXIT"}]
+        arguments: dict[str, Any] = {
+            "jobName": f"{self._job_name}-{request.cluster_id}-{key}",
+            "jobQueue": queue,
+            "jobDefinition": definition,
+            "containerOverrides": {
+                "command": self._command,
+                "environment": [{"name": name, "value": value} for name, value in environment.items()],
+                "resourceRequirements": self._requirements,
+            },
+            "retryStrategy": retry,
+            "tags": {**self._tags, **tags(request.cluster_id)},
+        }
+        if len(nodes) > 1:
+            arguments["arrayProperties"] = {"size": len(nodes)}
+        if self._share_identifier is not None:
+            arguments["shareIdentifier"] = self._share_identifier
+        if self._job_timeout is not None:
+            arguments["timeout"] = {"attemptDurationSeconds": round(self._job_timeout)}
+        return arguments
+
+    async def _submit(self, submission: _Submission) -> None:
+        id = await batch_jobs.submit(self._api, submission.arguments, submission.unsure, pause=self._pause, random=self._random)
+        self._submitted(submission, id)
+
+    def _submitted(self, submission: _Submission, id: str) -> None:
+        submission.id = id
+        nodes = self._submissions[submission]
+        logger.info("spawned %s %s (n=%d)", "array job ID" if len(nodes) > 1 else "job ID", id, len(nodes))
+        self._by_job.update((node.job_id, node) for node in nodes)
+        self._poller.watch(node.job_id for node in nodes)
+
+    # --- what AWS says -------------------------------------------------------------------------------------------------------
+
+    async def _ask(self, ids: Sequence[str]) -> dict[str, JobState]:
+        answer = await self._api.call("batch", "describe_jobs", patient=False, jobs=list(ids))
+        return {str(job["jobId"]): JobState.of(job) for job in answer.get("jobs", ())}
+
+    def _changed(self, id: str, state: JobState) -> None:
+        node = self._by_job.get(id)
+        if node is None:
+            return
+        told_to_end = node.stopping
+        if state.attempt > node.attempt and not state.ended:
+            self._next_attempt(node, state.attempt, state)
+        node.state = state
+        if state.ended:
+            node.changed.set()
+            self._forget(node)
+            if not told_to_end:
+                self._spawn(self._tell_end(node, state), f"tell the end of {node.name}")
+        else:
+            node.submission.request.observed(node.name, state.status, batch_jobs.observed_reason(state))
+
+    def _next_attempt(self, node: _Node, attempt: int, state: JobState | None) -> None:
+        """AWS Batch has given the node another go: that is another node in its place."""
+        before, node.attempt = node.name, attempt
+        node.names.append(f"{node.names[0]}.{attempt}")
+        self._nodes[node.name] = node
+        request = node.submission.request
+        request.expect(node.name, before)
+        why = (state.previous if state else "") or "its attempt has ended"
+        self._spawn(self._tell_attempt(node, before, f"{why}; AWS Batch starts it again", state), f"tell the end of {before}")
+        node.changed.set()
+        node.changed = asyncio.Event()
+
+    async def _tell_attempt(self, node: _Node, name: str, reason: str, state: JobState | None) -> None:
+        if state is not None:
+            self._keep_lines(name, await batch_jobs.last_log_lines(self._api, state))
+        node.submission.request.exited(name, reason)
+
+    async def _tell_end(self, node: _Node, state: JobState) -> None:
+        lines: tuple[str, ...] = ()
+        for number in range(LOG_TRIES if state.log_stream else 0):
+            if number:
+                await self._pause(LOG_WAIT_S)
+            if lines := await batch_jobs.last_log_lines(self._api, state):
+                break
+        self._keep_lines(node.name, lines)
+        request = node.submission.request
+        request.observed(node.name, state.status, state.reason)
+        request.exited(node.name, state.end())
+
+    def _forget(self, node: _Node) -> None:
+        """It has ended, or will for certain: it counts no more, and is not asked for."""
+        submission = node.submission
+        submission.kept.discard(node)
+        for name in node.names:
+            self._nodes.pop(name, None)
+        nodes = self._submissions.get(submission, {})
+        nodes.pop(node, None)
+        if submission.id is not None:
+            self._by_job.pop(node.job_id, None)
+            self._poller.forget([node.job_id])
+        if not nodes and not submission.unsure.maybe_done:
+            self._submissions.pop(submission, None)
+
+    def _keep_lines(self, name: str, lines: tuple[str, ...]) -> None:
+        self._lines[name] = lines
+        self._over.append(name)
+        while len(self._over) > KEPT_LINES:
+            self._lines.pop(self._over.popleft(), None)
+
+    async def look(self, nodes: Sequence[str]) -> None:
+        watched = [node for name in nodes if (node := self._nodes.get(name)) is not None and node.submission.id is not None]
+        await self._poller.look(node.job_id for node in watched if not node.ended)
+        waiting = [node for node in watched if node.state is not None and node.state.status == "RUNNABLE"]
+        if waiting:
+            room = await batch_jobs.room_of(self._api, waiting[0].submission.queue)
+            why = room.trouble or (
+                "no instance has taken it: AWS may have no capacity, the subnet's instances may not reach ECS, the queue's vCPUs "
+                "may be taken by other jobs, or no instance type has the memory and vCPUs"
+            )
+            for node in waiting:
+                assert node.state is not None
+                reason = batch_jobs.observed_reason(node.state) or why
+                node.submission.request.observed(node.name, "RUNNABLE", reason)
+
+    def last_lines(self, node: str) -> Sequence[str]:
+        return self._lines.get(node, ())
+
+    def adopt(self, name: str) -> str | None:
+        """A later attempt of a job may dial before AWS has told of it."""
+        if name in self._nodes:
+            return name
+        first, _, attempt = name.rpartition(".")
+        node = self._nodes.get(first)
+        if node is None or not attempt.isdecimal() or not node.attempt < int(attempt) <= 1 + self._retry or node.stopping:
+            return None
+        self._next_attempt(node, int(attempt), None)
+        return name
+
+    # --- ending --------------------------------------------------------------------------------------------------------------
+
+    async def stop(self, node: str, *, lost: bool = False) -> None:
+        found = self._nodes.get(node)
+        if found is None or found.name != node or found.ended:
+            return  # that attempt is over; a later one is another node
+        if lost and found.attempt <= self._retry:
+            self._poller.hurry()
+            await self._wait_for([found], LOST_WAIT_S)
+            if found.name != node or found.ended:
+                return
+        found.submission.kept.discard(found)
+        await asyncio.sleep(0)  # others of the same array may be told to end in the same breath: then one request ends all
+        await self._end([found], END_WAIT_S)
+
+    async def close(self, grace_s: float) -> None:
+        for submission in self._submissions:
+            submission.kept.clear()
+        failed: list[LaunchError] = []
+        try:
+            settled = await self._settle(self._submissions, failed)
+            live = [node for submission in settled for node in self._submissions.get(submission, ())]
+            running = [node for node in live if node.begun]
+            busy = {node.submission for node in running}
+            # They have no link by which they could have been told.
+            await self._try(self._end([node for node in live if node.submission not in busy], 0.0), failed)
+            if running:
+                self._poller.hurry()
+                await self._wait_for(running, max(grace_s, END_GRACE_S))
+            await self._try(self._end([node for node in running if not node.ended], END_WAIT_S), failed)
+            await self._try(self._end_doubles(), failed)
+            if self._store is not None:
+                await self._try(self._store.close(), failed)
+        finally:
+            await asyncio.shield(self._close())
+        if failed:
+            raise failed[0] if len(failed) == 1 else LaunchError("; ".join(error.reason for error in failed))
+
+    async def _try(self, step: Awaitable[None], failed: list[LaunchError]) -> None:
+        """One step that fails must not keep the others from being taken."""
+        try:
+            await step
+        except LaunchError as error:
+            failed.append(error)
+
+    async def _close(self) -> None:
+        await self._poller.close()
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        await self._api.close()
+
+    async def _settle(self, submissions: Iterable[_Submission], failed: list[LaunchError]) -> list[_Submission]:
+        """Those that have come to be: what was asked of AWS has been answered, or the jobs have been looked for."""
+        settling = list(submissions)
+        await asyncio.gather(*[self._try(self._settle_one(submission), failed) for submission in settling])
+        return [submission for submission in settling if submission.id is not None]
+
+    async def _settle_one(self, submission: _Submission) -> None:
+        submission.unsure.abandoned = True
+        async with submission.lock:
+            if submission.settled or submission.task is None:
+                return
+            await asyncio.wait([submission.task])
+            if not submission.task.cancelled():
+                submission.task.exception()  # whoever started it has been told
+            if submission.id is None and submission.unsure.maybe_done:
+                found = await batch_jobs.find_jobs(self._api, submission.queue, submission.name)
+                if found:
+                    self._submitted(submission, found[0])
+            submission.settled = True
+
+    async def _end_doubles(self) -> None:
+        """Jobs of requests whose answer was lost, which came to be all the same."""
+        for submission in self._submissions:
+            if submission.unsure.maybe_done:
+                for id in await batch_jobs.find_jobs(self._api, submission.queue, submission.name):
+                    await self._terminate(id)
+
+    async def _end(self, nodes: Sequence[_Node], wait_s: float) -> None:
+        """Terminate the jobs of these nodes, and wait so long to see it. Nobody may want them any more.
+
+        Raises:
+            LaunchError: AWS was not reached, or does not allow it.
+        """
+        failed: list[LaunchError] = []
+        begun = await self._settle(dict.fromkeys(node.submission for node in nodes), failed)
+        if failed:
+            raise failed[0]
+        targets: dict[str, list[_Node]] = {}
+        for node in nodes:
+            if node.submission in begun and not node.ended:
+                # An array that nobody wants ends at one request, with all its children.
+                whole = node.submission.id if not node.submission.kept else None
+                targets.setdefault(whole or node.job_id, []).append(node)
+        outcomes = await asyncio.gather(*[self._terminate(id) for id in targets], return_exceptions=True)
+        refused = {id: outcome for id, outcome in zip(targets, outcomes) if isinstance(outcome, BaseException)}
+        ending = [node for id, some in targets.items() if id not in refused for node in some]
+        if wait_s and ending:
+            self._poller.hurry()
+            await self._wait_for(ending, wait_s)
+        never_was = [node for node in nodes if node.submission not in begun]
+        for node in (*ending, *never_was):
+            self._forget(node)
+        if refused:
+            told = "; ".join(dict.fromkeys(str(error) for error in refused.values()))
+            raise LaunchError(f"jobs that could not be terminated: {', '.join(refused)}: {told}") from next(
+                iter(refused.values())
+            )
+
+    async def _terminate(self, id: str) -> None:
+        """One request for each job, however many ask for it."""
+        task = self._terminating.get(id)
+        if task is None:
+            task = self._terminating[id] = asyncio.create_task(self._terminate_once(id), name=f"terminate {id}")
+        await asyncio.shield(task)
+
+    async def _terminate_once(self, id: str) -> None:
+        try:
+            async with self._slots:
+                await batch_jobs.terminate(self._api, id, "aiocluster: its manager does not need it any more")
+        except BaseException:
+            self._terminating.pop(id, None)  # the next one may try again
+            raise
+
+    async def _wait_for(self, nodes: Sequence[_Node], wait_s: float) -> None:
+        """Return when each of them has ended or has another attempt, or after so long."""
+        try:
+            async with asyncio.timeout(wait_s):
+                for node in nodes:
+                    await node.changed.wait()
+        except TimeoutError:
+            pass
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None], what: str) -> None:
+        task = asyncio.create_task(coroutine, name=f"aiocluster batch: {what}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _requirements(memory: int | None, vcpus: float, gpus: int | None) -> list[dict[str, str]]:
+    wanted = {"VCPU": f"{vcpus:g}"}
+    if memory is not None:
+        wanted["MEMORY"] = str(memory)
+    if gpus:
+        wanted["GPU"] = str(gpus)
+    return [{"type": kind, "value": value} for kind, value in wanted.items()]
+
+
+def _check(
+    name: str,
+    memory: int | None,
+    vcpus: float,
+    gpus: int | None,
+    retry: int,
+    job_timeout: float | None,
+    command: Sequence[str],
+    env: Mapping[str, str],
+    workers_per_node: int,
+) -> None:
+    """Raises `ValueError` for what AWS would refuse later, or what makes no sense."""
+    if not name or len(name) > 90 or not name.isascii() or not name.replace("-", "").replace("_", "").isalnum():
+        raise ValueError(f"name must have letters, digits, - and _, 90 at most, not {name!r}")
+    if not name[0].isalnum():
+        raise ValueError(f"name must begin with a letter or a digit, not {name!r}")
+    for what, value, least in (
+        ("memory", memory, 4),
+        ("vcpus", vcpus, 0.25),
+        ("gpus", gpus, 0),
+        ("job_timeout", job_timeout, 60),
+        ("workers_per_node", workers_per_node, 1),
+    ):
+        if value is not None and value < least:
+            raise ValueError(f"{what} must be at least {least}, not {value}")
+    if not 0 <= retry <= 9:
+        raise ValueError(f"retry must be between 0 and 9, not {retry}")
+    if isinstance(command, str) or not command:
+        raise ValueError(f"command must be a list of strings, not {command!r}")
+    reserved = [key for key in env if key.startswith("AWS_BATCH")]
+    if reserved:
+        raise ValueError(f"env: {', '.join(reserved)}: names that begin with AWS_BATCH are reserved by AWS")
+
+
+# --- what is left of others --------------------------------------------------------------------------------------------------
+
+
+async def leftovers(*, region: str | None = None, api: Api | None = None) -> list[Leftover]:
+    """The jobs of all queues of a region that a cluster has started and that have not ended, the children of arrays left out.
+
+    Raises:
+        AwsError: AWS does not tell.
+    """
+    asked: Api = Aws(region) if api is None else api
+    try:
+        queues = [str(queue["jobQueueArn"]) async for queue in items(asked, "batch", "describe_job_queues", "jobQueues")]
+        ids = [
+            str(job["jobId"])
+            for queue in queues
+            for status in batch_jobs.STATES
+            async for job in items(asked, "batch", "list_jobs", "jobSummaryList", jobQueue=queue, jobStatus=status)
+        ]
+        ours = [job for job in await _described(asked, dict.fromkeys(ids)) if CLUSTER in (job.get("tags") or {})]
+        managers = {job: f"batch:{job.replace('#', '@')}" for job in _managers(ours)}
+        known = {managers[str(job["jobId"])]: job["status"] not in batch_jobs.ENDED for job in await _described(asked, managers)}
+        return [
+            leftover(
+                job["tags"],
+                kind=KIND,
+                id=str(job["jobId"]),
+                name=str(job["jobName"]),
+                state=str(job["status"]),
+                where=str(job["jobQueue"]),
+                manager_alive=known.get(job["tags"].get(MANAGER, "")),
+            )
+            for job in ours
+            if job["status"] not in batch_jobs.ENDED
+        ]
+    finally:
+        await asked.close()
+
+
+def _managers(jobs: Iterable[Mapping[str, Any]]) -> list[str]:
+    marks = dict.fromkeys(str(job["tags"].get(MANAGER, "")) for job in jobs)
+    return [mark.removeprefix("batch:").replace("@", "#") for mark in marks if mark.startswith("batch:")]
+
+
+async def _described(api: Api, ids: Iterable[str]) -> list[Mapping[str, Any]]:
+    wanted, found = list(ids), []
+    for i in range(0, len(wanted), 100):
+        found += (await api.call("batch", "describe_jobs", jobs=wanted[i : i + 100])).get("jobs", [])
+    return found
+
+
+async def end(leftover: Leftover, *, region: str | None = None, api: Api | None = None) -> None:
+    """Terminate what `leftovers` has found.
+
+    Raises:
+        AwsError: AWS was not reached, or does not allow it.
+    """
+    asked: Api = Aws(region) if api is None else api
+    try:
+        await batch_jobs.terminate(asked, leftover.id, "aiocluster reap: its manager is gone")
+    finally:
+        await asked.close()
