@@ -1,8 +1,8 @@
 """`map`: many calls of one function, with items that are cheap to run sharing calls.
 
-The run pulls items only as fast as results are taken, cuts them into chunks by their measured duration, and puts the results
-together. A chunk whose worker died is cut again (`cuts`): items that never started simply go elsewhere, the others are treated
-like any call that may have run.
+The run pulls items only as fast as results are taken, cuts them into chunks by their measured duration (`sizes`), and puts the
+results together. A chunk whose worker died is cut again (`cuts`): items that never started simply go elsewhere, the others are
+treated like any call that may have run.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from aiocluster.cuts import Record, cut
 from aiocluster.errors import CallTimeout, WorkerLost
 from aiocluster.runtime.backend import Backend, CallRef
 from aiocluster.runtime.futures import harmless
+from aiocluster.sizes import ChunkSizes
 from aiocluster.sources import Puller, async_items, is_async_source, length_of, sync_items
 from aiocluster.wire.functions import is_async, name_of
 from aiocluster.wire.messages import CallStatus, Mode
@@ -31,11 +32,6 @@ __all__ = ["MapRun"]
 
 T = TypeVar("T")
 
-CHUNK_S = 0.001
-"""Seconds of work in a chunk: a thousand times what a chunk costs to send is too long to wait for, a tenth of it too dear."""
-CHUNK_ITEMS = 8192
-GROWTH = 4
-"""How much longer a chunk may be than one that has been measured: one odd item must not send a minute's work to one worker."""
 AHEAD_ITEMS = 100_000
 SYNC_CHUNKS_A_WORKER = 3
 ASYNC_CHUNKS_A_WORKER = 200
@@ -172,7 +168,6 @@ class _Run:
         self._ordered = ordered
         self._return_exceptions = return_exceptions
         self._limit = limit
-        self._chunk_size = chunk_size
         self._streaming = streaming
         self._function = backend.capture(fn)
         self._chunks_a_worker = ASYNC_CHUNKS_A_WORKER if is_async(fn) else SYNC_CHUNKS_A_WORKER
@@ -182,9 +177,8 @@ class _Run:
         if return_exceptions:
             self._mode |= Mode.KEEP_GOING
         self._deadline = None if options.timeout_s is None else self._loop.time() + options.timeout_s
-        self._estimate_s: float | None = None
-        self._measured = 0  # items of the longest chunk that has been measured
-        self._total = length_of(iterables)
+        total = length_of(iterables)
+        self._sizes = ChunkSizes(chunk_size, total)
         self._pulled = 0
         self._done = 0
         self.taken = 0
@@ -207,7 +201,7 @@ class _Run:
         if progress:
             from aiocluster.progress import make_progress
 
-            self._reporter = make_progress(True, self._name, self._total)
+            self._reporter = make_progress(True, self._name, total)
         if any(is_async_source(one) for one in iterables):
             self._puller = Puller(async_items(iterables), self._room, self._send)
             self._puller.start(self._source_ended)
@@ -293,26 +287,13 @@ class _Run:
         if len(self._in_flight) >= self._chunks_a_worker * workers + 1:
             return 0
         ahead = self._pulled - (self.taken if self._streaming else self._done)
-        return max(0, min(self._chunk_items(workers), self._limit - ahead))
+        items = self._sizes.next(self._pulled, workers, self._backend.estimate_s(self._function))
+        return max(0, min(items, self._limit - ahead))
 
     def _worker_count(self) -> int:
         """How many workers may take chunks."""
         count = self._backend.worker_count()
         return count if self._options.workers is None else min(count, len(self._options.workers))
-
-    def _chunk_items(self, workers: int) -> int:
-        if self._chunk_size is not None:
-            return self._chunk_size
-        estimate = self._estimate_s
-        if estimate is None:
-            estimate = self._backend.estimate_s(self._function)
-            if estimate is None:
-                return 1
-        items = CHUNK_ITEMS if estimate <= 0 else int(CHUNK_S / estimate)
-        items = min(items, CHUNK_ITEMS, max(1, self._measured) * GROWTH)
-        if self._total is not None:  # towards the end everybody shall have something left
-            items = min(items, (self._total - self._pulled) // (2 * workers))
-        return max(1, items)
 
     def pump(self) -> None:
         """Pull and send what there is room for."""
@@ -409,17 +390,12 @@ class _Run:
             error.add_note("the results of a chunk of this map could not be loaded here")
             self.chunk_failed(chunk, error)
             return
-        self._learn(ns, len(values))
+        self._sizes.learn(ns, len(values))
         if rest:
             for index, data in rest[0].items():
                 failure = unpack_error(data)
                 values[index] = failure if self._return_exceptions else self._failed(failure)
         self._deliver(chunk, values)
-
-    def _learn(self, ns: int, count: int) -> None:
-        mean = ns * 1e-9 / count if count else 0.0
-        self._estimate_s = mean if self._estimate_s is None else (self._estimate_s + mean) / 2
-        self._measured = max(self._measured, count)
 
     def _failed(self, error: BaseException) -> _Failed:
         if not self._streaming and self._failure is None:
