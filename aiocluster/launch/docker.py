@@ -10,9 +10,8 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
-import signal
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+import os
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +20,8 @@ import psutil
 from aiocluster.errors import LaunchError
 from aiocluster.launch import marks
 from aiocluster.launch.base import Launcher, LaunchRequest, agent_environment
-from aiocluster.launch.engine import GONE, ContainerEvent, ContainerState, Engine, EngineError
+from aiocluster.launch.container import Container, cancelled
+from aiocluster.launch.engine import GONE, UNREACHABLE, Engine, EngineError
 from aiocluster.launch.own_container import own_container_id
 from aiocluster.launch.reach import Reach
 
@@ -31,155 +31,24 @@ logger = logging.getLogger("aiocluster")
 
 KIND = "docker container"
 HOST_NETWORK = "host"
+IMAGE_VARIABLE = "AIOCLUSTER_DOCKER_IMAGE"
 NODE_LABEL = "aiocluster:node"
-LAST_LINES = 50
 AT_ONCE = 8
 """Containers that the engine is asked to start at the same time: more of them make none of them faster."""
+REMEMBERED = 1000
+"""Nodes whose last lines are kept."""
 STOP_GRACE_S = 2.0
 """For a node that is lost, or not needed, to end by itself."""
-LAST_LINES_S = 2.0
-"""For what a container wrote last to arrive, after the engine has said that it ended."""
-OOM_RECENT_S = 3.0
-"""For how long a process that was killed for want of memory explains why the container ended."""
 RETRY_S = 1.0
 """Between attempts to hear from an engine again whose connection broke."""
-STATES = {"create": "created", "start": "running", "pause": "paused", "unpause": "running", "die": "exited"}
-"""What the engine calls the state of a container after an event."""
-
-
-class _Container:
-    """One node: its container, from before it is asked for until it is no more, and its last lines."""
-
-    def __init__(self, node: str, name: str, config: Mapping[str, Any], request: LaunchRequest) -> None:
-        self.node = node
-        self.name = name
-        self.lines: deque[str] = deque(maxlen=LAST_LINES)
-        self.stopping = False
-        self.begun = asyncio.Event()
-        """The engine has answered whether it was started, or was never asked."""
-        self._out_of_memory_at = 0.0
-        self._config = config
-        self._request = request
-        self._exit: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._life: asyncio.Task[None] | None = None
-
-    def begin(self, engine: Engine, slots: asyncio.Semaphore, ended: Callable[[_Container], None]) -> None:
-        self._life = asyncio.get_running_loop().create_task(self._live(engine, slots), name=f"aiocluster docker: {self.name}")
-        self._life.add_done_callback(lambda _: ended(self))
-
-    async def _live(self, engine: Engine, slots: asyncio.Semaphore) -> None:
-        try:
-            reason = await self._run(engine, slots)
-        except EngineError as error:
-            reason = f"its container could not be started: {error}"
-            await _try(engine.remove(self.name))
-        finally:
-            self.begun.set()
-        if not self.stopping:
-            self._request.exited(self.node, reason)
-
-    async def _run(self, engine: Engine, slots: asyncio.Semaphore) -> str:
-        """From its making to its end; the reason for that. Where it is being stopped, whoever stops it removes it."""
-        async with contextlib.AsyncExitStack() as stack:
-            async with slots:
-                if self.stopping:
-                    return ""
-                await engine.create(self.name, self._config)
-                if self.stopping:
-                    return ""
-                output = await stack.enter_async_context(engine.output(self.name))
-                reading = asyncio.get_running_loop().create_task(self._read(output), name=f"aiocluster docker: read {self.name}")
-                stack.push_async_callback(_cancel, reading)
-                await engine.start(self.name)
-            self.begun.set()
-            reason = await self._exit
-            await asyncio.wait([reading], timeout=LAST_LINES_S)
-            return reason
-
-    async def _read(self, output: Any) -> None:
-        rests = {1: b"", 2: b""}
-        async for descriptor, data in output:
-            *lines, rests[descriptor] = (rests[descriptor] + data).split(b"\n")
-            for line in lines:
-                self._keep(line)
-        for rest in rests.values():
-            if rest:
-                self._keep(rest)
-
-    def _keep(self, line: bytes) -> None:
-        text = line.decode(errors="replace").rstrip("\r")
-        self.lines.append(text)
-        if not self.stopping:
-            logger.warning("node %s: %s", self.node, text)
-
-    # --- what the engine says ------------------------------------------------------------------------------------------------
-
-    def happened(self, event: ContainerEvent) -> None:
-        if event.action == "oom":  # also when a worker was killed and its agent goes on
-            self._out_of_memory_at = event.at
-        reason = ""
-        if event.action == "die":
-            reason = _how(event.exit_code or 0, out_of_memory=event.at - self._out_of_memory_at < OOM_RECENT_S)
-        if event.action in STATES:
-            self._request.observed(self.node, STATES[event.action], reason)
-        if event.action == "die":
-            self.exited(reason)
-        elif event.action == "destroy":
-            self.exited("its container was removed")
-
-    def found(self, state: ContainerState | None) -> None:
-        """How it was found after a time without events."""
-        if state is None:
-            self.exited("its container is gone")
-        elif state.status in ("exited", "dead", "removing"):
-            self._request.observed(self.node, "exited", "")
-            self.exited(_how(state.exit_code, out_of_memory=state.out_of_memory))
-
-    def exited(self, reason: str) -> None:
-        if not self._exit.done():
-            self._exit.set_result(reason)
-
-    # --- its end -------------------------------------------------------------------------------------------------------------
-
-    async def stop(self, engine: Engine, grace_s: float) -> None:
-        """Tell it to end; there is no container any more when this returns. Cancelling ends it by force at once."""
-        self.stopping = True
-        await self.begun.wait()
-        try:
-            await engine.stop(self.name, grace_s)
-        finally:
-            await self._remove(engine)
-
-    async def close(self, engine: Engine, grace_s: float) -> None:
-        """As `stop`, where its agent has been told by the manager."""
-        self.stopping = True
-        await self.begun.wait()
-        try:
-            async with asyncio.timeout(grace_s):
-                await asyncio.shield(self._exit)
-        except TimeoutError:
-            pass
-        finally:
-            await self._remove(engine)
-
-    async def _remove(self, engine: Engine) -> None:
-        await engine.remove(self.name)
-        self.exited("its container was removed")  # the events may come later, or never
-        assert self._life is not None
-        await asyncio.wait([self._life])
-
-    async def abandon(self) -> None:
-        """Follow it no more."""
-        if self._life is not None:
-            await _cancel(self._life)
 
 
 class Docker(Launcher):
     """Nodes are containers of one Docker engine; the manager runs outside of one, or in one that can reach the engine's socket.
 
     Args:
-        image: what the containers are made of; it holds aiocluster and what the calls import. Default: the image of the
-            container that the manager itself runs in. The engine must have it.
+        image: what the containers are made of; it holds aiocluster and what the calls import. The engine must have it. Default:
+            `AIOCLUSTER_DOCKER_IMAGE`, else the image of the container that the manager itself runs in.
         network: a network of the engine. With "host", the default, containers share the network of the engine's machine. A CIDR
             such as "10.0.0.0/16" means that one too, and the manager's address in it (`Reach.network`).
         command: what the image runs; default `aiocluster agent`.
@@ -222,7 +91,7 @@ class Docker(Launcher):
         within = network if _is_cidr(network) else None
         self.reach = Reach(advertise=advertise, host=host, port=port, network=within)
         self._network = HOST_NETWORK if within else network
-        self._image = image
+        self._image = image or os.environ.get(IMAGE_VARIABLE) or None
         self._command = list(command)
         self._env = dict(env or {})
         self._labels = dict(labels or {})
@@ -231,10 +100,10 @@ class Docker(Launcher):
         self._engine: Engine | None = None
         self._opening = asyncio.Lock()
         self._slots = asyncio.Semaphore(AT_ONCE)
-        self._containers: dict[str, _Container] = {}
+        self._containers: dict[str, Container] = {}
         """Those that may be there, by their names."""
-        self._nodes: dict[str, _Container] = {}
-        """All that were ever asked for, by their nodes."""
+        self._nodes: dict[str, Container] = {}
+        """Those and the latest others, by their nodes: a launch that failed tells their last lines."""
         self._cluster = ""
         self._watching: asyncio.Task[None] | None = None
 
@@ -324,7 +193,7 @@ class Docker(Launcher):
         begun = []
         for node in request.nodes:
             name = f"aiocluster-{request.cluster_id}-{node}"
-            container = _Container(node, name, self._config(request, node, image), request)
+            container = Container(node, name, self._config(request, node, image), request)
             self._containers[name] = self._nodes[node] = container  # from now on it is found by `stop` and `close`
             container.begin(engine, self._slots, self._ended)
             begun.append(container)
@@ -344,8 +213,11 @@ class Docker(Launcher):
             "HostConfig": {"AutoRemove": True, "NetworkMode": self._network, "Binds": self._mounts},
         }
 
-    def _ended(self, container: _Container) -> None:
+    def _ended(self, container: Container) -> None:
         self._containers.pop(container.name, None)
+        for node, other in list(self._nodes.items())[: max(0, len(self._nodes) - REMEMBERED)]:
+            if other.name not in self._containers:
+                del self._nodes[node]
 
     def last_lines(self, node: str) -> Sequence[str]:
         container = self._nodes.get(node)
@@ -368,13 +240,13 @@ class Docker(Launcher):
                 for one in await engine.labelled(f"{marks.CLUSTER}={self._cluster}"):
                     await engine.remove(one.id)
             if failed:
-                raise failed[0]
+                raise EngineError(UNREACHABLE, f"{len(failed)} containers could not be removed from {engine.host}: {failed[0]}")
         finally:
             self._engine = None
             for container in list(self._containers.values()):
                 await container.abandon()
             if self._watching is not None:
-                await _cancel(self._watching)
+                await cancelled(self._watching)
                 self._watching = None
             await engine.close()
 
@@ -390,17 +262,20 @@ class Docker(Launcher):
     async def _follow(self, engine: Engine, label: str) -> None:
         """Hand on what happens to the containers; where the connection breaks, look at them and connect again."""
         since = engine.started_at
+        heard = True
         while True:
             try:
                 async with contextlib.aclosing(engine.events(label, since)) as events:
                     async for event in events:
-                        since = event.at
+                        since, heard = event.at, True
                         container = self._containers.get(event.name)
                         if container is not None:
                             container.happened(event)
                 await self._look_at_all(engine)
             except EngineError as error:
-                logger.warning("the Docker engine at %s cannot be heard: %s", engine.host, error)
+                if heard:  # once for each time that it goes away
+                    logger.warning("the Docker engine at %s cannot be heard: %s", engine.host, error)
+                heard = False
             await asyncio.sleep(RETRY_S)
 
     async def _look_at_all(self, engine: Engine) -> None:
@@ -470,29 +345,9 @@ def _as_launch_errors() -> Iterator[None]:
         raise LaunchError(f"the Docker engine: {error}") from error
 
 
-async def _cancel(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.wait([task])
-
-
-async def _try(request: Awaitable[None]) -> None:
-    """What is not done now is done by `close`."""
-    with contextlib.suppress(EngineError):
-        await request
-
-
 def _is_cidr(text: str) -> bool:
     try:
         ipaddress.ip_network(text)
     except ValueError:
         return False
     return "/" in text
-
-
-def _how(code: int, *, out_of_memory: bool) -> str:
-    """Why a container ended, by its exit code: the shell's convention, 128 and the signal."""
-    try:
-        how = f"was killed by signal {code - 128} ({signal.Signals(code - 128).name})"
-    except ValueError:
-        return f"its container exited with code {code}"
-    return f"its container {how}" + (" (out of memory)" if out_of_memory and code == 128 + signal.SIGKILL else "")
