@@ -1,4 +1,7 @@
-"""Addresses of a manager as text: `unix:/path` and `tcp://host:port`. Nothing is resolved or opened here."""
+"""Addresses of a manager as text: `unix:/path`, `tcp://host:port` (with TLS), `tcp+plain://host:port` (without it).
+
+Nothing is resolved or opened here.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from dataclasses import dataclass
 __all__ = ["Address", "TcpAddress", "UnixAddress", "parse_address"]
 
 _UNIX_PATH_BYTES = 107  # what fits into sockaddr_un with its final zero
-_TCP = re.compile(r"tcp://(?:\[(?P<six>[^\[\]]+)\]|(?P<host>[^\[\]:/@\s]+)):(?P<port>[0-9]{1,5})")
+_TCP = re.compile(r"(?P<scheme>tcp|tcp\+plain)://(?:\[(?P<six>[^\[\]]+)\]|(?P<host>[^\[\]:/@\s]+)):(?P<port>[0-9]{1,5})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +34,14 @@ class UnixAddress:
 
 @dataclass(frozen=True, slots=True)
 class TcpAddress:
-    """A host, by name or number, and a port; port 0 is for listening only and means any free one."""
+    """A host, by name or number, and a port; port 0 is for listening only and means any free one.
+
+    What is said there is encrypted, unless `tls` is False at both ends.
+    """
 
     host: str
     port: int
+    tls: bool = True
 
     def __post_init__(self) -> None:
         if not self.host:
@@ -44,7 +51,7 @@ class TcpAddress:
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"tcp://{host}:{self.port}"
+        return f"{'tcp' if self.tls else 'tcp+plain'}://{host}:{self.port}"
 
 
 Address = UnixAddress | TcpAddress
@@ -54,11 +61,11 @@ def parse_address(text: str) -> Address:
     """The address that a text says.
 
     Raises:
-        ValueError: it is neither `unix:/path` nor `tcp://host:port` (an IPv6 host stands in brackets).
+        ValueError: it is none of `unix:/path`, `tcp://host:port` and `tcp+plain://host:port` (an IPv6 host stands in brackets).
     """
     if text.startswith("unix:"):
         return UnixAddress(text.removeprefix("unix:"))
     match = _TCP.fullmatch(text)
     if match is None:
-        raise ValueError(f"an address is unix:/path or tcp://host:port, not {text!r}")
-    return TcpAddress(match["six"] or match["host"], int(match["port"]))
+        raise ValueError(f"an address is unix:/path, tcp://host:port or tcp+plain://host:port, not {text!r}")
+    return TcpAddress(match["six"] or match["host"], int(match["port"]), tls=match["scheme"] == "tcp")

@@ -14,12 +14,13 @@ from typing import Final
 from aiocluster.core.link import DEFAULT_UNACKED_BYTES, LinkLedger
 from aiocluster.errors import AioclusterError, ProtocolError
 from aiocluster.ids import Token
-from aiocluster.net.address import Address, UnixAddress, parse_address
+from aiocluster.net.address import Address, TcpAddress, UnixAddress, parse_address
 from aiocluster.net.connection import Connection
 from aiocluster.net.errors import LinkLost, ManagerGone, refusal_error
 from aiocluster.net.gate import ConnectionDropped, pass_client_gate
 from aiocluster.net.link import Link, LinkHandler
 from aiocluster.net.sockets import connect
+from aiocluster.net.tls import ClientTls
 from aiocluster.wire.frames import Frame, FrameLimits, encode
 from aiocluster.wire.messages import Hello, Refused, Welcome
 
@@ -54,7 +55,7 @@ async def dial(
     Frames that arrive with the manager's welcome are delivered one loop tick after this has returned.
 
     Args:
-        address: `unix:/path` or `tcp://host:port`.
+        address: `unix:/path`, `tcp://host:port`, or `tcp+plain://host:port` without TLS.
         hello: who dials; its `link_id` is new and random, `received` 0 and `resuming` False.
         token: the cluster's secret.
         handler: who the link reports to.
@@ -70,8 +71,8 @@ async def dial(
         ValueError: the address is none.
         ManagerGone: nobody listens there, for `retry_for_s`.
         LinkLost: somebody does, but gave no answer, for `retry_for_s`.
-        AuthenticationError: the token is another than the manager's, or something else listens there.
-        VersionMismatch, LinkRefused, ProtocolError: the manager does not want this link.
+        AuthenticationError: the token is another than the manager's, or something else listens there, or stands between.
+        VersionMismatch, LinkRefused, ProtocolError: the manager does not want this link, or not with TLS, or not without.
 
     Cancelling closes what was opened.
     """
@@ -115,6 +116,7 @@ class _Dialler:
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._address = address
+        self._tls = ClientTls() if isinstance(address, TcpAddress) and address.tls else None
         self._token = token
         self._limits = limits
         self._refused_means_gone = refused_means_gone
@@ -212,17 +214,18 @@ class _Dialler:
                 raise TimeoutError("the manager did not answer in time") from error
 
     async def _greet(self) -> None:
-        """Connect, pass the gate, say hello and be welcomed; the link is attached when this returns.
+        """Connect, pass the gate, start TLS, say hello and be welcomed; the link is attached when this returns.
 
         Raises:
             OSError, ConnectionDropped: it may be worth another attempt.
             AioclusterError: it is not.
         """
         sock = await connect(self._loop, self._address)
-        transport = await pass_client_gate(self._loop, sock, self._token)
+        transport, gate = await pass_client_gate(self._loop, sock, self._token, tls=self._tls is not None)
+        if self._tls is not None:
+            transport = await self._tls.start(transport, gate)
         if transport.is_closing():
             raise ConnectionDropped("the manager closed the connection before it was greeted")
-        # TLS goes here: after the gate has shown who is at the other end, before the first frame.
         link = self.link
         greeting = _Greeting(link, self._loop.create_future())
         connection = Connection(self._loop, transport, greeting, self._limits, str(self._address))

@@ -10,19 +10,13 @@ import asyncio
 import secrets
 import socket
 from collections.abc import Callable
-from typing import Final, cast
+from typing import cast
 
 from aiocluster.errors import AioclusterError, ProtocolError
 from aiocluster.ids import Token
-from aiocluster.wire.handshake import NONCE_BYTES, ClientGate, ServerGate
+from aiocluster.wire.handshake import CLIENT_READS, NONCE_BYTES, SERVER_READS, ClientGate, ServerGate
 
 __all__ = ["ConnectionDropped", "GateProtocol", "pass_client_gate"]
-
-SERVER_READS: Final = (64,)
-CLIENT_READS: Final = (48, 48 + 32)
-"""Up to where each end reads before it has to say something: what is behind that is left to the kernel."""
-REJECTED: Final = bytes(32)
-"""What a client gets in place of the server's proof: so it can tell a wrong token from a connection that broke."""
 
 
 class ConnectionDropped(AioclusterError):
@@ -82,7 +76,7 @@ class GateProtocol(asyncio.BufferedProtocol):
         except ProtocolError as error:
             self._done = True
             if isinstance(self._gate, ServerGate):
-                transport.write(REJECTED)
+                transport.write(self._gate.parting)  # so it can tell a wrong token from a connection that broke
             transport.close()
             self._failed(error)
             return
@@ -106,12 +100,17 @@ class GateProtocol(asyncio.BufferedProtocol):
             self._failed(ConnectionDropped("the connection was closed before the handshake was complete"))
 
 
-async def pass_client_gate(loop: asyncio.AbstractEventLoop, sock: socket.socket, token: Token) -> asyncio.Transport:
+async def pass_client_gate(
+    loop: asyncio.AbstractEventLoop, sock: socket.socket, token: Token, *, tls: bool
+) -> tuple[asyncio.Transport, ClientGate]:
     """A transport on this socket whose other end has proved that it knows the token; it has no protocol that reads yet.
+
+    With it comes the gate, which knows what TLS has to begin with.
 
     Raises:
         ConnectionDropped: the other end closed it.
         AuthenticationError, VersionMismatch: it is no manager that we can speak to.
+        ProtocolError: it is, but one end wants TLS and the other does not.
     """
     passed: asyncio.Future[asyncio.Transport] = loop.create_future()
 
@@ -123,13 +122,14 @@ async def pass_client_gate(loop: asyncio.AbstractEventLoop, sock: socket.socket,
         if not passed.done():
             passed.set_exception(error)
 
-    gate = GateProtocol(ClientGate(token, secrets.token_bytes(NONCE_BYTES)), succeed, fail)
+    proofs = ClientGate(token, secrets.token_bytes(NONCE_BYTES), tls=tls)
+    gate = GateProtocol(proofs, succeed, fail)
     try:
         if sock.family == socket.AF_UNIX:
             await loop.create_unix_connection(lambda: gate, sock=sock)
         else:
             await loop.create_connection(lambda: gate, sock=sock)
-        return await passed
+        return await passed, proofs
     except BaseException:
         passed.cancel()
         gate.abort()

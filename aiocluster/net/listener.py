@@ -18,12 +18,13 @@ from typing import Any, Final, NamedTuple
 from aiocluster.core.link import DEFAULT_UNACKED_BYTES, LinkLedger
 from aiocluster.errors import ProtocolError
 from aiocluster.ids import ClusterId, Token
-from aiocluster.net.address import UnixAddress, parse_address
+from aiocluster.net.address import TcpAddress, UnixAddress, parse_address
 from aiocluster.net.complaints import Complaints
 from aiocluster.net.door import Door
 from aiocluster.net.errors import LinkLost
 from aiocluster.net.link import Link, LinkHandler
 from aiocluster.net.sockets import listening_address, listening_sockets, tune
+from aiocluster.net.tls import ServerTls
 from aiocluster.net.visitor import Visitor
 from aiocluster.wire.frames import FrameLimits
 from aiocluster.wire.handshake import check_hello
@@ -57,7 +58,8 @@ class Listener:
     """Accepts links on several addresses, and resumes those whose connection broke.
 
     Args:
-        addresses: `unix:/path` or `tcp://host:port` each; port 0 takes a free one.
+        addresses: `unix:/path`, `tcp://host:port`, or `tcp+plain://host:port` each; port 0 takes a free one. What is said at
+            `tcp://` is encrypted, with a certificate that is made for this listener and pinned by whoever dials.
         token: the cluster's secret.
         cluster_id: peers of another cluster are refused.
         accept: called with the hello of each new link, which has been checked; what it refuses gets its reason.
@@ -95,7 +97,7 @@ class Listener:
         self._limits = FrameLimits() if limits is None else limits
         self._unacked_limit_bytes = unacked_limit_bytes
         self._door: Door[Visitor] = Door(pending_limit, pending_per_address)
-        self._sockets: list[socket.socket] = []
+        self._sockets: list[tuple[socket.socket, ServerTls | None]] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._links: dict[bytes, Link] = {}
         self._timers: dict[Link, asyncio.TimerHandle] = {}
@@ -111,19 +113,23 @@ class Listener:
         self._loop = asyncio.get_running_loop()
         self._complaints = Complaints(logger, self._loop.time())
         try:
+            tls: ServerTls | None = None
             for address in self._wanted:
-                self._sockets += await listening_sockets(self._loop, address)
+                wants_tls = isinstance(address, TcpAddress) and address.tls
+                if wants_tls and tls is None:
+                    tls = ServerTls()
+                for sock in await listening_sockets(self._loop, address):
+                    self._sockets.append((sock, tls if wants_tls else None))
         except BaseException:
             self.close()
             raise
-        for sock in self._sockets:
-            name = f"aiocluster: accept at {listening_address(sock)}"
-            self._tasks.append(self._loop.create_task(self._accept_all(sock), name=name))
+        for (sock, tls), where in zip(self._sockets, self.addresses):
+            self._tasks.append(self._loop.create_task(self._accept_all(sock, tls), name=f"aiocluster: accept at {where}"))
 
     @property
     def addresses(self) -> tuple[str, ...]:
         """Where it really listens, with the ports that were free; nowhere after `close`."""
-        return tuple(str(listening_address(sock)) for sock in self._sockets)
+        return tuple(str(listening_address(sock, tls=tls is not None)) for sock, tls in self._sockets)
 
     @property
     def pending(self) -> int:
@@ -143,7 +149,7 @@ class Listener:
         self.closed = True
         for task in self._tasks:
             task.cancel()
-        for sock in self._sockets:
+        for sock, _tls in self._sockets:
             address = listening_address(sock)
             sock.close()
             if isinstance(address, UnixAddress):
@@ -162,7 +168,7 @@ class Listener:
 
     # --- new connections -------------------------------------------------------------------------------------------------
 
-    async def _accept_all(self, listening: socket.socket) -> None:
+    async def _accept_all(self, listening: socket.socket, tls: ServerTls | None) -> None:
         """Takes a few connections at once; then the loop serves those that came before, however many wait here."""
         while True:
             try:
@@ -172,7 +178,7 @@ class Listener:
                     logger.error("cannot accept connections now: %s", error.strerror)
                     await asyncio.sleep(ACCEPT_PAUSE_S)
                 continue  # else it went away before it was accepted
-            visitors = [visitor for each in (sock, *_accept_more(listening)) if (visitor := self._admit(each))]
+            visitors = [visitor for each in (sock, *_accept_more(listening)) if (visitor := self._admit(each, tls))]
             if len(visitors) == 1:
                 await self._start(visitors[0])
                 continue
@@ -187,11 +193,11 @@ class Listener:
             except OSError:
                 visitor.drop("it went away at once")
 
-    def _admit(self, sock: socket.socket) -> Visitor | None:
+    def _admit(self, sock: socket.socket, tls: ServerTls | None) -> Visitor | None:
         """A visitor that counts from now on, unless there is no place for it."""
         try:
             tune(sock)
-            visitor = Visitor(self, sock)
+            visitor = Visitor(self, sock, tls)
         except OSError:
             sock.close()  # it is gone already
             return None

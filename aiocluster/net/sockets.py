@@ -168,12 +168,12 @@ def _remove_dead(path: str) -> None:
             return
 
 
-def listening_address(sock: socket.socket) -> Address:
+def listening_address(sock: socket.socket, *, tls: bool = True) -> Address:
     """Where a listening socket can be reached, with the port that it really has."""
     if sock.family == socket.AF_UNIX:
         return UnixAddress(sock.getsockname())
     host, port = sock.getsockname()[:2]
-    return TcpAddress(host, port)
+    return TcpAddress(host, port, tls)
 
 
 def peer_text(sock: socket.socket) -> str:

@@ -1,4 +1,4 @@
-"""One connection at the listener that is not welcomed yet: the gate, the hello, and the time it has for both."""
+"""One connection at the listener that is not welcomed yet: the gate, TLS, the hello, and the time it has for all of it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from aiocluster.ids import Token
 from aiocluster.net.connection import Connection
 from aiocluster.net.gate import ConnectionDropped, GateProtocol
 from aiocluster.net.sockets import peer_text
+from aiocluster.net.tls import ServerTls, TlsTransport
 from aiocluster.wire.frames import BEFORE_WELCOME, Frame, encode
-from aiocluster.wire.handshake import NONCE_BYTES, ServerGate
+from aiocluster.wire.handshake import NONCE_BYTES, PLAIN, ServerGate
 from aiocluster.wire.messages import Hello, Refused
 
 __all__ = ["Reception", "Visitor"]
@@ -57,10 +58,10 @@ class Visitor:
         peername: who it is, for people.
         gone: True once it is not pending any more.
         sock: the socket, before it has a transport.
-        connection: present once it has passed the gate.
+        connection: present once it may say hello.
     """
 
-    def __init__(self, reception: Reception, sock: socket.socket) -> None:
+    def __init__(self, reception: Reception, sock: socket.socket, tls: ServerTls | None) -> None:
         self.host: str | None = None if sock.family == socket.AF_UNIX else sock.getpeername()[0]
         self.peername = peer_text(sock)
         self.gone = False
@@ -69,13 +70,17 @@ class Visitor:
         self.sock = sock
         self._loop = asyncio.get_running_loop()
         self._since = self._loop.time()
+        self._tls = tls
+        self._proofs: ServerGate | None = None
         self._gate: GateProtocol | None = None
+        self._securing: TlsTransport | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> GateProtocol:
         """The protocol of its transport; its time runs from now on."""
-        gate = ServerGate(self._reception.token, secrets.token_bytes(NONCE_BYTES))
-        self._gate = GateProtocol(gate, self._passed, self._failed)
+        certificate = PLAIN if self._tls is None else self._tls.fingerprint
+        self._proofs = ServerGate(self._reception.token, secrets.token_bytes(NONCE_BYTES), certificate)
+        self._gate = GateProtocol(self._proofs, self._passed, self._failed)
         self._timer = self._loop.call_later(self._reception.challenge_timeout_s, self._challenge_missed)
         return self._gate
 
@@ -86,8 +91,11 @@ class Visitor:
             self._timer.cancel()
         self._timer = self._loop.call_at(self._since + self._reception.hello_timeout_s, self._hello_missed)
         self._reception.proven(self)
-        # TLS goes here: the peer has proven itself, and has not said a byte behind the gate yet.
-        self.connection = Connection(self._loop, transport, self, BEFORE_WELCOME, self.peername)
+        if self._tls is None:
+            self._listen_to(transport)
+        else:
+            assert self._proofs is not None
+            self._securing = self._tls.wrap(transport, self._proofs.seal, self._listen_to, self._tls_failed)
 
     def _failed(self, error: ProtocolError | ConnectionDropped) -> None:
         if isinstance(error, ConnectionDropped):
@@ -108,9 +116,23 @@ class Visitor:
                 return f"; what it sent looks like {what}"
         return f"; it sent {len(received)} bytes"
 
+    # --- TLS -------------------------------------------------------------------------------------------------------------
+
+    def _tls_failed(self, error: ProtocolError | ConnectionDropped) -> None:
+        if isinstance(error, ConnectionDropped):
+            self._leave("it went away after the gate, before TLS stood")
+        else:
+            self._leave(f"{error}; it had passed the gate")
+
     # --- the hello -------------------------------------------------------------------------------------------------------
 
+    def _listen_to(self, transport: asyncio.Transport) -> None:
+        self.connection = Connection(self._loop, transport, self, BEFORE_WELCOME, self.peername)
+
     def _hello_missed(self) -> None:
+        if self.connection is None:
+            self.drop(f"no TLS within {self._reception.hello_timeout_s:g} s; it had passed the gate")
+            return
         self.drop(f"no hello within {self._reception.hello_timeout_s:g} s")
 
     def frames_arrived(self, connection: Connection, frames: list[Frame], size: int) -> None:
@@ -150,6 +172,8 @@ class Visitor:
         """Close its connection without a word."""
         if self.connection is not None:
             self.connection.abort()
+        elif self._securing is not None:
+            self._securing.abort()
         elif self._gate is not None:
             self._gate.abort()
         else:

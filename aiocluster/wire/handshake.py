@@ -1,12 +1,17 @@
 """The gate before everything else: both ends prove that they know the cluster's token, in messages of fixed size.
 
-    server  48 bytes  b"aiocluster/1" padded with zeros to 16, nonce of 32
-    client  64 bytes  nonce of 32, HMAC-SHA256(token, b"aiocluster/1 client" + server's nonce + client's nonce)
-    server  32 bytes  HMAC-SHA256(token, b"aiocluster/1 server" + client's nonce + server's nonce)
+    server  48 bytes  b"aiocluster/2" padded with zeros to 16, nonce S of 32
+    client  64 bytes  nonce C of 32, HMAC-SHA256(token, b"aiocluster/2 client" + S + C + mode)
+    server  64 bytes  certificate F of 32, HMAC-SHA256(token, b"aiocluster/2 server" + C + S + F)
+    client  32 bytes  HMAC-SHA256(token, b"aiocluster/2 inside" + S + C + F)
+
+The mode is one byte: 1 if the client goes on with TLS, 0 if in plain text. F is the SHA-256 of the certificate that the server
+shows in TLS, or zeros if it speaks plain text. The last message, the seal, is the first thing that is said inside TLS, and is
+left out in plain text: it shows that the end of the TLS session is the end that has passed the gate.
 
 A gate has no socket, no clock and no random source: it is fed bytes in any splits and handed its nonce. Nothing of a peer is
-decoded here, and nothing after the gate is before it has been passed. The two proofs differ in text and in the order
-of nonces, so that neither can be reflected; a nonce that comes back as the peer's own is refused all the same. `Hello`
+decoded here, and nothing after the gate is before it has been passed. The proofs differ in text, and those of the two ends in
+the order of nonces, so that none can be reflected; a nonce that comes back as the peer's own is refused all the same. `Hello`
 is checked here too.
 """
 
@@ -17,13 +22,17 @@ import sys
 from typing import NamedTuple
 
 from aiocluster._version import __version__
-from aiocluster.errors import AuthenticationError, VersionMismatch
+from aiocluster.errors import AuthenticationError, ProtocolError, VersionMismatch
 from aiocluster.ids import Token
 from aiocluster.wire.messages import Hello, Refused
 
 __all__ = [
+    "CLIENT_READS",
     "NONCE_BYTES",
+    "PLAIN",
     "PROTOCOL",
+    "SEAL_BYTES",
+    "SERVER_READS",
     "ClientGate",
     "ServerGate",
     "Versions",
@@ -32,7 +41,7 @@ __all__ = [
     "versions",
 ]
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Counts the changes after which the two ends do not understand each other any more."""
 NONCE_BYTES = 32
 _MAC_BYTES = 32
@@ -41,10 +50,24 @@ _MAGIC = _FAMILY + str(PROTOCOL).encode()
 _MAGIC_BYTES = 16
 _GREETING_BYTES = _MAGIC_BYTES + NONCE_BYTES
 _REPLY_BYTES = NONCE_BYTES + _MAC_BYTES
+_CERTIFICATE_BYTES = 32
+_PROOF_BYTES = _CERTIFICATE_BYTES + _MAC_BYTES
+_REJECTION = bytes(_PROOF_BYTES)
+
+SERVER_READS = (_REPLY_BYTES,)
+CLIENT_READS = (_GREETING_BYTES, _GREETING_BYTES + _PROOF_BYTES)
+"""Up to where each end reads before it has to say something, or is through."""
+SEAL_BYTES = _MAC_BYTES
+PLAIN = bytes(_CERTIFICATE_BYTES)
+"""In place of a certificate: what follows the gate is not encrypted."""
 
 
-def _proof(token: Token, side: bytes, first: bytes, second: bytes) -> bytes:
-    return hmac.digest(token.reveal(), _MAGIC + b" " + side + first + second, "sha256")
+def _proof(token: Token, side: bytes, *parts: bytes) -> bytes:
+    return hmac.digest(token.reveal(), b"".join((_MAGIC, b" ", side, *parts)), "sha256")
+
+
+def _mode(tls: bool) -> bytes:
+    return b"\1" if tls else b"\0"
 
 
 class _Gate:
@@ -56,7 +79,7 @@ class _Gate:
         self._token = token
         self._nonce = nonce
         self._received = bytearray()
-        self._failure: AuthenticationError | VersionMismatch | None = None
+        self._failure: ProtocolError | None = None
         self.passed = False
         """True once the peer has proved that it knows the token."""
 
@@ -77,7 +100,7 @@ class _Gate:
             raise self._failure
         self._received += data
 
-    def _fail(self, error: AuthenticationError | VersionMismatch) -> AuthenticationError | VersionMismatch:
+    def _fail(self, error: ProtocolError) -> ProtocolError:
         self._failure = error
         self._received.clear()
         return error
@@ -89,7 +112,21 @@ class ServerGate(_Gate):
     Args:
         token: the cluster's secret.
         nonce: 32 random bytes that are never used twice.
+        certificate: the SHA-256 of the certificate that is shown after the gate, or `PLAIN`.
+
+    Attributes:
+        parting: what is to be sent to a client that failed. One that knows the token, and only wants TLS where there is none or
+            the other way round, gets the proof, from which it sees that; any other gets as many zeros.
+        seal: what the client has to say first inside TLS; empty until the gate is passed.
     """
+
+    def __init__(self, token: Token, nonce: bytes, certificate: bytes = PLAIN) -> None:
+        super().__init__(token, nonce)
+        if len(certificate) != _CERTIFICATE_BYTES:
+            raise ValueError(f"the hash of a certificate has {_CERTIFICATE_BYTES} bytes, not {len(certificate)}")
+        self._certificate = certificate
+        self.parting = _REJECTION
+        self.seal = b""
 
     @property
     def greeting(self) -> bytes:
@@ -100,7 +137,8 @@ class ServerGate(_Gate):
         """Takes what the client sent; gives what is to be sent: nothing yet, or the proof, with which the gate is passed.
 
         Raises:
-            AuthenticationError: the client does not know the token; nothing is to be sent to it.
+            AuthenticationError: the client does not know the token.
+            ProtocolError: it does, but one end wants TLS and the other plain text.
         """
         self._collect(data)
         if self.passed:
@@ -109,13 +147,22 @@ class ServerGate(_Gate):
         if reply is None:
             return b""
         nonce, proof = reply[:NONCE_BYTES], reply[NONCE_BYTES:]
-        right = hmac.compare_digest(proof, _proof(self._token, b"client", self._nonce, nonce))
+        tls = self._certificate != PLAIN
+        right, other = (
+            hmac.compare_digest(proof, _proof(self._token, b"client", self._nonce, nonce, _mode(mode))) for mode in (tls, not tls)
+        )
         if nonce == self._nonce:
             raise self._fail(AuthenticationError("a peer sent our own nonce back"))
-        if not right:
+        if not right and not other:
             raise self._fail(AuthenticationError("a peer did not prove that it knows the token of this cluster"))
+        answer = self._certificate + _proof(self._token, b"server", nonce, self._nonce, self._certificate)
+        if other:
+            self.parting = answer
+            theirs, ours = ("plain text", "TLS") if tls else ("TLS", "plain text")
+            raise self._fail(ProtocolError(f"a peer that knows the token wants {theirs}, and this address speaks {ours}"))
         self.passed = True
-        return _proof(self._token, b"server", nonce, self._nonce)
+        self.seal = _proof(self._token, b"inside", self._nonce, nonce, self._certificate)
+        return answer
 
 
 class ClientGate(_Gate):
@@ -124,11 +171,19 @@ class ClientGate(_Gate):
     Args:
         token: the cluster's secret.
         nonce: 32 random bytes that are never used twice.
+        tls: what is spoken after the gate.
+
+    Attributes:
+        certificate: the SHA-256 of the only certificate to accept; `PLAIN` until the gate is passed, and without TLS.
+        seal: what is to be said first inside TLS, and only to the owner of that certificate; empty until the gate is passed.
     """
 
-    def __init__(self, token: Token, nonce: bytes) -> None:
+    def __init__(self, token: Token, nonce: bytes, *, tls: bool = False) -> None:
         super().__init__(token, nonce)
+        self._tls = tls
         self._server_nonce: bytes | None = None
+        self.certificate = PLAIN
+        self.seal = b""
 
     def feed(self, data: bytes | bytearray | memoryview) -> bytes:
         """Takes what the server sent; gives what is to be sent: nothing, or this end's proof. Then see `passed`.
@@ -136,18 +191,30 @@ class ClientGate(_Gate):
         Raises:
             VersionMismatch: the server speaks another version of this protocol.
             AuthenticationError: the server is no manager of aiocluster, or does not know the token.
+            ProtocolError: it is the manager, but one end wants TLS and the other plain text.
         """
         self._collect(data)
         if self.passed:
             return b""
         if self._server_nonce is None:
             return self._answer()
-        proof = self._take(_MAC_BYTES)
+        proof = self._take(_PROOF_BYTES)
         if proof is not None:
-            if not hmac.compare_digest(proof, _proof(self._token, b"server", self._nonce, self._server_nonce)):
-                raise self._fail(AuthenticationError("the manager did not prove that it knows the token of this cluster"))
-            self.passed = True
+            self._check(self._server_nonce, proof[:_CERTIFICATE_BYTES], proof[_CERTIFICATE_BYTES:])
         return b""
+
+    def _check(self, server_nonce: bytes, certificate: bytes, proof: bytes) -> None:
+        if not hmac.compare_digest(proof, _proof(self._token, b"server", self._nonce, server_nonce, certificate)):
+            raise self._fail(AuthenticationError("the manager did not prove that it knows the token of this cluster"))
+        if self._tls and certificate == PLAIN:
+            raise self._fail(
+                ProtocolError("the manager speaks plain text at this address, and TLS is wanted (tcp+plain:// is not)")
+            )
+        if not self._tls and certificate != PLAIN:
+            raise self._fail(ProtocolError("the manager speaks TLS at this address, and plain text is wanted (tcp:// is TLS)"))
+        self.passed = True
+        self.certificate = certificate
+        self.seal = _proof(self._token, b"inside", server_nonce, self._nonce, certificate)
 
     def _answer(self) -> bytes:
         begin = bytes(self._received[: len(_FAMILY)])
@@ -165,7 +232,7 @@ class ClientGate(_Gate):
         if nonce == self._nonce:
             raise self._fail(AuthenticationError("the manager sent our own nonce"))
         self._server_nonce = nonce
-        return self._nonce + _proof(self._token, b"client", nonce, self._nonce)
+        return self._nonce + _proof(self._token, b"client", nonce, self._nonce, _mode(self._tls))
 
 
 # --- who it is, once it may speak ----------------------------------------------------------------------------------------

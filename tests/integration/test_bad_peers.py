@@ -26,7 +26,7 @@ from . import work
 from .conftest import SAFETY_S, Fifos
 
 GREETING_BYTES = 48
-PROOF_BYTES = 32
+PROOF_BYTES = 64
 
 
 def owner_of(cluster: Cluster) -> Owner:
@@ -188,7 +188,7 @@ async def test_a_stranger_is_turned_away(cluster: Cluster, log: Log, kind: str) 
     owner = owner_of(cluster)
     async with Peer(owner) as peer:
         greeting = await peer.receive(GREETING_BYTES)
-        assert greeting.startswith(b"aiocluster/1\0")
+        assert greeting.startswith(b"aiocluster/2\0")
         await peer.send(say(owner, greeting))
         assert (await peer.dropped()).strip(b"\0") == b"", "a stranger learns nothing"
     assert (await log.line(complaint)).startswith("dropped a connection from ")

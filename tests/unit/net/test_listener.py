@@ -14,7 +14,6 @@ from aiocluster.errors import AuthenticationError, ProtocolError, VersionMismatc
 from aiocluster.ids import Token
 from aiocluster.net.address import parse_address
 from aiocluster.net.errors import LinkLost, LinkRefused, ManagerGone
-from aiocluster.net.gate import REJECTED
 from aiocluster.net.sockets import connect
 from aiocluster.wire.frames import encode
 from aiocluster.wire.handshake import ClientGate
@@ -33,6 +32,7 @@ from .harness import (
 )
 
 GREETING_BYTES = 48
+REJECTED = bytes(64)
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ class Stranger:
     async def pass_the_gate(self, token: Token = TOKEN) -> None:
         gate = ClientGate(token, os.urandom(32))
         await self.say(gate.feed(await self.hear(GREETING_BYTES)))
-        gate.feed(await self.hear(32))
+        gate.feed(await self.hear(64))
         assert gate.passed
 
     def leave(self) -> None:
@@ -97,7 +97,7 @@ def complaints(caplog: pytest.LogCaptureFixture) -> list[str]:
         ),
         (b"SSH-2.0-OpenSSH_9.6p1 Ubuntu-3ubuntu13.5 with some words behind it so that it is long", "looks like SSH"),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(100), "looks like TLS"),
-        (b"aiocluster/1" + bytes(100), "aiocluster's own greeting"),
+        (b"aiocluster/2" + bytes(100), "aiocluster's own greeting"),
         (bytes(range(256)) * 100, "it sent 64 bytes"),
     ],
 )
@@ -472,7 +472,7 @@ async def test_close_drops_who_is_pending_and_keeps_links(unix: str, caplog: pyt
         (b"SSH-2.0-OpenSSH_9.6\r\n", AuthenticationError),
         (b"HTTP/1.1 400 Bad Request\r\n\r\n", AuthenticationError),
         (b"aiocluster/9".ljust(16, b"\0") + bytes(32), VersionMismatch),
-        (b"aiocluster/1".ljust(16, b"\0") + bytes(range(32)) + bytes(32), AuthenticationError),
+        (b"aiocluster/2".ljust(16, b"\0") + bytes(range(32)) + bytes(64), AuthenticationError),
     ],
 )
 async def test_dialler_names_what_is_no_manager_of_its_cluster(tmp_path: Path, said: bytes, error: type[ProtocolError]) -> None:

@@ -284,7 +284,7 @@ WRONG: dict[str, tuple[bytes, str]] = {
     "HTTP": (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", "larger than is allowed"),
     "SSH": (b"SSH-2.0-OpenSSH_9.6\r\n", "larger than is allowed"),
     "TLS": (bytes.fromhex("16030100c8010000c40303"), "larger than is allowed"),
-    "a gate's greeting": (b"aiocluster/1".ljust(48, b"\0"), "larger than is allowed"),
+    "a gate's greeting": (b"aiocluster/2".ljust(48, b"\0"), "larger than is allowed"),
     "no array": (frame({"a": 1}), "not an array"),
     "an empty array": (frame([]), "not an array"),
     "only sizes": (frame([[]]), "not an array"),

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from aiocluster.errors import AuthenticationError, ProtocolError, VersionMismatch
 from aiocluster.ids import Token
 from aiocluster.wire.handshake import (
+    PLAIN,
     PROTOCOL,
     ClientGate,
     ServerGate,
@@ -30,7 +31,7 @@ from aiocluster.wire.table import decode, fields_of
 
 TOKEN = Token(bytes(range(32)))
 OTHER = Token(bytes(32))
-S, C = b"s" * 32, b"c" * 32
+S, C, F = b"s" * 32, b"c" * 32, b"f" * 32
 
 
 def reply(token: Token = TOKEN, nonce: bytes = C) -> bytes:
@@ -54,20 +55,85 @@ def test_two_ends_with_one_token_pass_each_other_in_any_splits(first: list[int],
     assert len(answer) == 64
     assert not client.passed
     proof = b"".join(server.feed(piece) for piece in pieces(answer, second))
-    assert len(proof) == 32
+    assert len(proof) == 64
     assert server.passed
     assert b"".join(client.feed(piece) for piece in pieces(proof, third)) == b""
     assert client.passed
     assert server.trailing == client.trailing == b""
 
 
-def test_gate_is_what_the_protocol_says_by_another_computation() -> None:
-    server, client = ServerGate(TOKEN, S), ClientGate(TOKEN, C)
-    assert server.greeting == b"aiocluster/1\0\0\0\0" + S
-    expected = other_hmac.new(TOKEN.reveal(), b"aiocluster/1 client" + S + C, hashlib.sha256).digest()
-    assert client.feed(server.greeting) == C + expected
-    expected = other_hmac.new(TOKEN.reveal(), b"aiocluster/1 server" + C + S, hashlib.sha256).digest()
-    assert server.feed(reply()) == expected
+def mac(text: bytes, *parts: bytes) -> bytes:
+    return other_hmac.new(TOKEN.reveal(), b"".join((b"aiocluster/2 ", text, *parts)), hashlib.sha256).digest()
+
+
+@pytest.mark.parametrize(("certificate", "mode"), [(PLAIN, b"\0"), (F, b"\1")])
+def test_gate_is_what_the_protocol_says_by_another_computation(certificate: bytes, mode: bytes) -> None:
+    server, client = ServerGate(TOKEN, S, certificate), ClientGate(TOKEN, C, tls=mode == b"\1")
+    assert server.greeting == b"aiocluster/2\0\0\0\0" + S
+    assert client.seal == server.seal == b""
+    answer = client.feed(server.greeting)
+    assert answer == C + mac(b"client", S, C, mode)
+    proof = server.feed(answer)
+    assert proof == certificate + mac(b"server", C, S, certificate)
+    assert client.feed(proof) == b""
+    assert client.certificate == certificate
+    assert client.seal == server.seal == mac(b"inside", S, C, certificate)
+
+
+@pytest.mark.parametrize(
+    ("certificate", "tls", "at_server", "at_client"),
+    [
+        (PLAIN, True, "wants TLS, and this address speaks plain text", "speaks plain text at this address"),
+        (F, False, "wants plain text, and this address speaks TLS", "speaks TLS at this address"),
+    ],
+    ids=["only the client wants TLS", "only the server wants TLS"],
+)
+def test_ends_that_disagree_about_tls_both_say_so_and_neither_passes(
+    certificate: bytes, tls: bool, at_server: str, at_client: str
+) -> None:
+    server, client = ServerGate(TOKEN, S, certificate), ClientGate(TOKEN, C, tls=tls)
+    with pytest.raises(ProtocolError, match=at_server) as caught:
+        server.feed(client.feed(server.greeting))
+    assert not isinstance(caught.value, AuthenticationError), "the token is right"
+    with pytest.raises(ProtocolError, match=at_client) as caught:
+        client.feed(server.parting)
+    assert not isinstance(caught.value, AuthenticationError)
+    assert not server.passed
+    assert not client.passed
+    assert client.certificate == PLAIN
+    assert client.seal == server.seal == b""
+
+
+@pytest.mark.parametrize("change", ["another certificate", "no certificate", "another mode"])
+def test_nobody_between_the_ends_can_change_what_follows_the_gate(change: str) -> None:
+    server, client = ServerGate(TOKEN, S, F), ClientGate(TOKEN, C, tls=True)
+    answer = client.feed(server.greeting)
+    if change == "another mode":
+        with pytest.raises(AuthenticationError):
+            ServerGate(TOKEN, S, F).feed(answer[:63] + bytes([answer[63] ^ 1]))
+        return
+    proof = server.feed(answer)
+    with pytest.raises(AuthenticationError, match="the manager did not prove"):
+        client.feed((PLAIN if change == "no certificate" else bytes(31) + b"\1") + proof[32:])
+
+
+def test_client_that_does_not_know_the_token_gets_zeros_only() -> None:
+    server = ServerGate(TOKEN, S, F)
+    with pytest.raises(AuthenticationError):
+        server.feed(reply(OTHER))
+    assert server.parting == bytes(64)
+    with pytest.raises(AuthenticationError):
+        ServerGate(TOKEN, S).feed(reply(OTHER))
+    client = ClientGate(TOKEN, C)
+    client.feed(server.greeting)
+    with pytest.raises(AuthenticationError):
+        client.feed(server.parting)
+
+
+@pytest.mark.parametrize("size", [0, 31, 33])
+def test_hash_of_a_certificate_has_32_bytes(size: int) -> None:
+    with pytest.raises(ValueError, match="32 bytes"):
+        ServerGate(TOKEN, S, bytes(size))
 
 
 @pytest.mark.parametrize("extra", [b"x", b"hello frame" * 100])
@@ -102,7 +168,7 @@ def test_reply_off_by_one_bit_is_refused(bit: int) -> None:
     assert not server.passed
 
 
-@pytest.mark.parametrize("bit", range(0, 256, 17))
+@pytest.mark.parametrize("bit", range(0, 512, 17))
 def test_proof_of_the_manager_off_by_one_bit_is_refused(bit: int) -> None:
     server, client = ServerGate(TOKEN, S), ClientGate(TOKEN, C)
     wrong = bytearray(server.feed(client.feed(server.greeting)))
@@ -118,13 +184,12 @@ def test_token_of_an_old_cluster_is_refused_at_both_ends() -> None:
     server, client = ServerGate(OTHER, S), ClientGate(TOKEN, C)
     client.feed(server.greeting)
     with pytest.raises(AuthenticationError):
-        client.feed(bytes(32))
+        client.feed(bytes(64))
 
 
 def test_reflected_nonce_is_refused_even_with_a_right_proof() -> None:
-    right = other_hmac.new(TOKEN.reveal(), b"aiocluster/1 client" + S + S, hashlib.sha256).digest()
     with pytest.raises(AuthenticationError, match="our own nonce"):
-        ServerGate(TOKEN, S).feed(S + right)
+        ServerGate(TOKEN, S).feed(S + mac(b"client", S, S, b"\0"))
     with pytest.raises(AuthenticationError, match="our own nonce"):
         ClientGate(TOKEN, S).feed(ServerGate(TOKEN, S).greeting)
 
@@ -133,7 +198,7 @@ def test_proof_reflected_to_the_client_is_refused() -> None:
     client = ClientGate(TOKEN, C)
     answer = client.feed(ServerGate(TOKEN, S).greeting)
     with pytest.raises(AuthenticationError):
-        client.feed(answer[32:])
+        client.feed(PLAIN + answer[32:])
 
 
 def test_reply_recorded_from_another_connection_is_refused() -> None:
@@ -150,7 +215,7 @@ def test_failed_gate_stays_failed() -> None:
     assert server.trailing == b""
 
 
-@pytest.mark.parametrize("magic", [b"aiocluster/2", b"aiocluster/10", b"aiocluster/0"])
+@pytest.mark.parametrize("magic", [b"aiocluster/1", b"aiocluster/20", b"aiocluster/0"])
 def test_other_version_of_the_protocol_is_named(magic: bytes) -> None:
     with pytest.raises(VersionMismatch) as caught:
         ClientGate(TOKEN, C).feed(magic.ljust(16, b"\0") + S)
@@ -168,8 +233,8 @@ def test_other_version_of_the_protocol_is_named(magic: bytes) -> None:
         b"\0" * 48,
         b"aiocluster/x\0\0\0\0" + S,
         b"aiocluster/\0\0\0\0\0" + S,
-        b"aiocluster/1\0\0\0x" + S,
-        b"aiocluster/1 \0\0\0" + S,
+        b"aiocluster/2\0\0\0x" + S,
+        b"aiocluster/2 \0\0\0" + S,
     ],
 )
 def test_what_is_no_manager_is_told_from_the_first_bytes(greeting: bytes) -> None:
@@ -214,7 +279,7 @@ class Touch:
         return open, (str(self.path), "w")
 
 
-@pytest.mark.parametrize("before", [b"", b"aiocluster/1\0\0\0\0", C, S, bytes(64)])
+@pytest.mark.parametrize("before", [b"", b"aiocluster/2\0\0\0\0", C, S, bytes(64)])
 def test_pickle_sent_to_a_gate_never_runs(tmp_path: Path, before: bytes) -> None:
     path = tmp_path / "touched"
     for gate in (ServerGate(TOKEN, S), ClientGate(TOKEN, C)):
