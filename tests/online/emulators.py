@@ -36,7 +36,9 @@ POLL_S = 0.05
 LAST_LINES = 20
 INSTANCE = "ministack.instance"
 """The label by which ministack knows its containers: a name that it is given, and its port."""
+BATCH_LABEL = "aiocluster.tests.batch"
 OURS = "aiocluster-tests-"
+"""How the values of both labels begin: the process of the tests follows, and the port."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,9 @@ def opener() -> urllib.request.OpenerDirector:
 @contextlib.contextmanager
 def moto(engine: Engine, folder: Path) -> Iterator[Emulator]:
     """AWS Batch, its logs, and much else; at the end no container of a job is left."""
+    remove_left(engine, BATCH_LABEL)
     port = free_port(engine.address)
-    label = f"aiocluster.tests.batch={port}.{os.getpid()}"
+    label = f"{BATCH_LABEL}={OURS}{os.getpid()}:{port}"
     env = host_environ(engine) | {
         "MOTO_DOCKER_NETWORK_MODE": "host",
         "MOTO_PORT": str(port),
@@ -100,7 +103,7 @@ def ministack(engine: Engine, folder: Path) -> Iterator[Emulator]:
 
     It listens on loopback, whence an engine takes images without TLS: tasks need the network of the host.
     """
-    remove_left_tasks(engine)
+    remove_left(engine, INSTANCE)
     port = free_port("127.0.0.1")
     name = f"{OURS}{os.getpid()}"
     env = host_environ(engine) | {
@@ -119,13 +122,13 @@ def ministack(engine: Engine, folder: Path) -> Iterator[Emulator]:
             engine.remove(f"{INSTANCE}={name}:{port}")
 
 
-def remove_left_tasks(engine: Engine) -> None:
+def remove_left(engine: Engine, label: str) -> None:
     """No container is there of tests that were killed before they could remove them: their process is gone."""
-    listed = engine.docker("ps", "--all", "--filter", f"label={INSTANCE}", "--format", f'{{{{.Label "{INSTANCE}"}}}}')
-    for instance in set(listed.split()):
-        pid = instance.removeprefix(OURS).partition(":")[0]
-        if instance.startswith(OURS) and not Path(f"/proc/{pid}").exists():
-            engine.remove(f"{INSTANCE}={instance}")
+    listed = engine.docker("ps", "--all", "--filter", f"label={label}", "--format", f'{{{{.Label "{label}"}}}}')
+    for value in set(listed.split()):
+        pid = value.removeprefix(OURS).partition(":")[0]
+        if value.startswith(OURS) and not Path(f"/proc/{pid}").exists():
+            engine.remove(f"{label}={value}")
 
 
 @contextlib.contextmanager
