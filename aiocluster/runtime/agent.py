@@ -40,6 +40,8 @@ __all__ = ["Agent", "main"]
 logger = logging.getLogger("aiocluster.agent")
 
 DIAL_FOR_S = 60.0
+DIAL_QUIETLY_S = 5.0
+"""For so long it is nothing unusual that the manager has not answered."""
 LAST_WORDS_S = 1.0
 """For the manager to take what was said last."""
 OOM_RECENT_S = 3.0
@@ -112,7 +114,15 @@ class Agent:
                 ),
                 name="aiocluster agent: dial the manager",
             )
-            await asyncio.wait([self._dialling])
+            await asyncio.wait([self._dialling], timeout=DIAL_QUIETLY_S)
+            if not self._dialling.done():  # a launch may be given up before this is: its report shows what was said until then
+                logger.warning(
+                    "node %s: no manager has answered at %s for %g s; it must be reachable from here (advertise=)",
+                    settings.node,
+                    settings.address,
+                    DIAL_QUIETLY_S,
+                )
+                await asyncio.wait([self._dialling])
             if not self._dialling.cancelled():
                 self._dialling.result()
                 self._beat()
