@@ -1,0 +1,40 @@
+"""What the tests of AWS Batch ask of it, from beside aiocluster: which jobs are there, and what they have written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.online.ground import Batch
+
+LIVE = ("SUBMITTED", "PENDING", "RUNNABLE", "STARTING", "RUNNING")
+ENDED = ("SUCCEEDED", "FAILED")
+
+
+def jobs_of(batch: Batch, cluster_id: str, statuses: tuple[str, ...] = LIVE) -> list[dict[str, Any]]:
+    """The array and plain jobs of a cluster, of all queues, as they are described."""
+    with batch.client("batch") as client:
+        queues = [batch.queue, *([batch.small_queue] if batch.small_queue else [])]
+        ids = [
+            job["jobId"]
+            for queue in queues
+            for status in statuses
+            for page in client.get_paginator("list_jobs").paginate(jobQueue=queue, jobStatus=status)
+            for job in page["jobSummaryList"]
+        ]
+        found = [job for i in range(0, len(ids), 100) for job in client.describe_jobs(jobs=ids[i : i + 100])["jobs"]]
+    return [job for job in found if job["tags"].get("aiocluster:cluster") == cluster_id]
+
+
+def nodes_left(batch: Batch, cluster_id: str) -> list[str]:
+    """The ids of the jobs, and of the children of arrays, of a cluster that have not ended."""
+    left = []
+    with batch.client("batch") as client:
+        for job in jobs_of(batch, cluster_id):
+            size = job.get("arrayProperties", {}).get("size")
+            if size is None:
+                left.append(job["jobId"])
+                continue
+            for status in LIVE:
+                for page in client.get_paginator("list_jobs").paginate(arrayJobId=job["jobId"], jobStatus=status):
+                    left += [child["jobId"] for child in page["jobSummaryList"]]
+    return left
