@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from aiocluster.core.places import Lane
     from aiocluster.core.pools import OwnPool, Pool
 
-__all__ = ["DEFAULT_OPTIONS", "Call", "CallOptions", "CallState", "MAX_KILLS"]
+__all__ = ["DEFAULT_OPTIONS", "Call", "CallOptions", "CallState", "MAX_KILLS", "PreparingCall"]
 
 MAX_KILLS = 3
 """A call that has killed so many workers is blamed: it is not tried on a fourth."""
@@ -142,3 +142,17 @@ class Call:
 
     def __repr__(self) -> str:
         return f"<Call {self.id} {self.name} {self.state.name}>"
+
+
+class PreparingCall(Call):
+    """A call that prepares a worker which has joined, before that takes any other; or one that such a call waits for.
+
+    The worker is not open until it has ended: it never waits for a worker that is not open.
+    """
+
+    __slots__ = ("prepares",)
+
+    def __init__(self, prepares: int, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.prepares = prepares
+        """The worker's id."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from aiocluster.config import Settings
-from aiocluster.core.calls import DEFAULT_OPTIONS, MAX_KILLS, Call, CallState
+from aiocluster.core.calls import DEFAULT_OPTIONS, MAX_KILLS, Call, CallState, PreparingCall
 from aiocluster.core.deadlines import Deadlines
 from aiocluster.core.functions import FunctionTable
 from aiocluster.core.places import Lane, LaneKind, WorkerPlace
@@ -63,9 +63,11 @@ class Dispatch:
     # --- workers ---------------------------------------------------------------------------------------------------------
 
     def add_worker(self, id: int, resources: Mapping[str, float], now: float) -> WorkerPlace:
-        """A worker has joined. It takes calls that name it alone; `open_worker` lets it take all."""
+        """A worker has joined. It takes what prepares it and nothing else; `open_worker` lets it take all calls."""
         place = WorkerPlace(id, resources, self._settings, self._stacked, now)
-        place.own = self._own_pool(place)
+        place.own = OwnPool(place, self._wakes)
+        place.preparing = OwnPool(place, self._wakes)
+        place.preparing.open()
         self.places[id] = place
         place.accepting = True
         place.update()
@@ -74,6 +76,18 @@ class Dispatch:
     def open_worker(self, id: int) -> None:
         """From now on the worker takes any call that it is eligible for."""
         place = self.places[id]
+        preparing = place.preparing
+        if preparing is not None:
+            place.preparing = None
+            preparing.close()
+            for own in place.own_pools():
+                own.open()
+            for call in place.inflight.values():
+                call.pool = self._own_pool(place, call)
+            for call in reversed(preparing.queue.drain()):  # left over: nobody waits for it, but it was accepted
+                call.pool = own = self._own_pool(place, call)
+                own.queue.append_left(call)
+                own.wake()
         for pool in self._pools.values():
             if pool.admits(place) and pool not in place.lanes[pool.kind].pools:
                 pool.join(place)
@@ -114,9 +128,8 @@ class Dispatch:
                 if isinstance(pool, Pool):
                     pool.leave(place)
         self._recalls.forget(place)
-        self._wakes.pop(place.own, None)
-        if place.own_nested is not None:
-            self._wakes.pop(place.own_nested, None)
+        for own in place.own_pools():
+            self._wakes.pop(own, None)
         ended: list[Ended] = []
         again: list[Call] = []
         judged = [(call, *judge(call, verdict)) for call in place.inflight.values()]
@@ -165,21 +178,19 @@ class Dispatch:
             return self._closed
         size = call.size
         pending_calls, pending_bytes = self.pending_calls, self.pending_bytes + size
-        if pending_calls >= self._max_calls:
+        if pending_calls >= self._max_calls and not _begins_preparing(call):
             return Overloaded(f"{pending_calls} calls are waiting or running already (max_pending_calls)")
-        if pending_bytes > self._max_bytes and pending_calls:
+        if pending_bytes > self._max_bytes and pending_calls and not _begins_preparing(call):
             return Overloaded(f"{self.pending_bytes} bytes of arguments are waiting already (max_pending_bytes)")
         options, function = call.options, call.function
-        pool: Pool | OwnPool
+        pool: Pool | OwnPool | AioclusterError
         if options is DEFAULT_OPTIONS or (options.workers is None and not options.resources):
-            pool = self._sync_pool if not function.is_async else self._general[LaneKind.of(call)]
-            if not pool.members and not self._expecting:
-                return self._unschedulable(call)
+            general = self._sync_pool if not function.is_async else self._general[LaneKind.of(call)]
+            pool = general if general.members else self._pool_without_members(call, general)
         else:
-            found = self._constrained_pool(call, LaneKind.of(call))
-            if isinstance(found, AioclusterError):
-                return found
-            pool = found
+            pool = self._constrained_pool(call, LaneKind.of(call))
+        if isinstance(pool, AioclusterError):
+            return pool
         call.pool = pool
         pool.queue.append(call)
         self._wakes[pool] = None
@@ -198,11 +209,10 @@ class Dispatch:
             if place is not None:
                 if place.ending or not place.can_ever_fit(demand):
                     return self._unschedulable(call)
-                if not call.origin:
-                    return place.own
-                if place.own_nested is None:
-                    place.own_nested = self._own_pool(place)
-                return place.own_nested
+                preparing, prepared = place.preparing, self._prepared_by(call)
+                if preparing is None or prepared is None:
+                    return self._own_pool(place, call)
+                return preparing if prepared is place else self._unschedulable(call)
             if id in self._lost:
                 return WorkerLost(id, self._lost[id], maybe_executed=False, call=call.name)
         key = (kind, workers, demand)
@@ -210,13 +220,44 @@ class Dispatch:
         if pool is None:
             pool = Pool(kind, workers, demand, self._wakes)
             self._fill_pool(pool)
-        if not pool.members and not (self._expecting and self._may_come(workers)):
-            return self._unschedulable(call)
-        self._pools[key] = pool
-        return pool
+        if pool.members:
+            self._pools[key] = pool
+            return pool
+        found = self._pool_without_members(call, pool)
+        if found is pool:
+            self._pools[key] = pool
+        return found
+
+    def _pool_without_members(self, call: Call, pool: Pool) -> Pool | OwnPool | Unschedulable:
+        """Where a call goes for which this would be the pool, if no worker that is open can take it."""
+        place = self._prepared_by(call)
+        if place is None:
+            return pool if self._expecting and self._may_come(pool.workers) else self._unschedulable(call)
+        # Who is on the way prepares itself in turn: they could wait for each other forever. But the worker whose preparation
+        # waits for this call has a place free for it.
+        fits = (pool.workers is None or place.id in pool.workers) and place.can_ever_fit(pool.demand)
+        return self._unschedulable(call) if place.preparing is None or place.ending or not fits else place.preparing
+
+    def preparing(self, id: int, parent: Call | None) -> int:
+        """Which worker a call helps to prepare that this worker makes, from within that call; 0 if none."""
+        if isinstance(parent, PreparingCall):
+            return parent.prepares
+        return id if self.places[id].preparing is not None else 0
+
+    def _prepared_by(self, call: Call) -> WorkerPlace | None:
+        """The worker that waits for this call before it can be opened, if there is one."""
+        if not isinstance(call, PreparingCall):
+            return None
+        place = self.places.get(call.prepares)
+        return None if place is None or place.preparing is None else place
 
     def _unschedulable(self, call: Call) -> Unschedulable:
         options = call.options
+        if (prepared := self._prepared_by(call)) is not None:
+            return Unschedulable(
+                call.name,
+                f"no open worker can take it, and worker {prepared.id}, which cannot join before it ends, waits for no other",
+            )
         if not self.places:
             return Unschedulable(call.name, "the cluster has no workers and expects none; `await cluster.scale(n)` starts some")
         if options.workers is not None:
@@ -414,7 +455,7 @@ class Dispatch:
     @property
     def waiting_calls(self) -> int:
         return sum(len(pool.queue) for pool in self._pools.values()) + sum(
-            len(pool.queue) for place in self.places.values() for pool in (place.own, place.own_nested) if pool is not None
+            len(pool.queue) for place in self.places.values() for pool in place.own_pools()
         )
 
     # --- inside ----------------------------------------------------------------------------------------------------------
@@ -432,11 +473,15 @@ class Dispatch:
         if call.options.resources:
             place.reserve(call, -1)
 
-    def _own_pool(self, place: WorkerPlace) -> OwnPool:
-        pool = OwnPool(place, self._wakes)
-        for lane in place.lanes:
-            lane.pools.append(pool)
-        return pool
+    def _own_pool(self, place: WorkerPlace, call: Call) -> OwnPool:
+        """Where a call waits that is for this worker alone."""
+        if not call.origin:
+            return place.own
+        if place.own_nested is None:
+            place.own_nested = OwnPool(place, self._wakes)
+            if place.preparing is None:
+                place.own_nested.open()
+        return place.own_nested
 
     def _may_come(self, workers: frozenset[int] | None) -> bool:
         """True if a worker that is on its way may be one of these: no id is given twice."""
@@ -488,6 +533,14 @@ class Dispatch:
         for pool in list(self._pools.values()):
             if pool.members or not pool.queue:
                 continue
+            for call in pool.queue.take_nested(lambda call: self._prepared_by(call) is not None):
+                found = self._pool_without_members(call, pool)
+                if isinstance(found, Unschedulable):
+                    ended.append(self._end(call, Ended(call, found)))
+                else:
+                    call.pool = found
+                    found.queue.append(call)
+                    self._wakes[found] = None
             if not (self._expecting and self._may_come(pool.workers)):
                 ended.extend(self._end(call, Ended(call, self._unschedulable(call))) for call in pool.queue.drain())
                 self._discard_if_empty(pool)
@@ -496,8 +549,12 @@ class Dispatch:
 
 def _own_calls(place: WorkerPlace) -> list[Call]:
     """Take all calls that wait for this worker alone."""
-    calls = place.own.queue.drain()
-    return calls if place.own_nested is None else calls + place.own_nested.queue.drain()
+    return [call for pool in place.own_pools() for call in pool.queue.drain()]
+
+
+def _begins_preparing(call: Call) -> bool:
+    """Whether a worker cannot join without this call: it is for the cluster's relief, and is taken however much waits."""
+    return isinstance(call, PreparingCall) and not call.origin
 
 
 def _urgency(pool: Pool | OwnPool) -> tuple[int, int]:

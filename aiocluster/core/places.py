@@ -128,6 +128,7 @@ class WorkerPlace:
         "outbox",
         "own",
         "own_nested",
+        "preparing",
         "progress_at",
         "recalling",
         "resources",
@@ -157,6 +158,8 @@ class WorkerPlace:
         self.own: OwnPool
         self.own_nested: OwnPool | None = None
         """Calls that other calls wait for are not held up behind those of the manager's program."""
+        self.preparing: OwnPool | None
+        """What runs before the worker is open, and nothing else until then; None from then on."""
         self.ending = False
         """It takes no more calls, ever."""
         self.accepting = False
@@ -190,9 +193,12 @@ class WorkerPlace:
                 if pool.demand:
                     pool.refresh(lane)
         if sign < 0:
-            self.own.wake()
-            if self.own_nested is not None:
-                self.own_nested.wake()
+            for pool in self.own_pools():
+                pool.wake()
+
+    def own_pools(self) -> list[OwnPool]:
+        """All queues of calls for this worker alone."""
+        return [pool for pool in (self.preparing, self.own, self.own_nested) if pool is not None]
 
     def update(self) -> None:
         for lane in self.lanes:

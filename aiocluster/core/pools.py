@@ -82,7 +82,7 @@ class Pool:
 
 
 class OwnPool:
-    """Calls for one worker alone: they start there in the order of submission, sync and async alike."""
+    """Calls for one worker alone: they start there in the order of submission, sync and async alike, while the pool is open."""
 
     __slots__ = ("place", "queue", "wakes")
 
@@ -92,6 +92,19 @@ class OwnPool:
         self.place = place
         self.queue = CallQueue()
         self.wakes = wakes
+
+    @property
+    def is_open(self) -> bool:
+        return self.place.preparing in (None, self)
+
+    def open(self) -> None:
+        for lane in self.place.lanes:
+            lane.pools.append(self)
+        self.wake()
+
+    def close(self) -> None:
+        for lane in self.place.lanes:
+            lane.pools.remove(self)
 
     def wake(self) -> None:
         if self.queue:
@@ -103,6 +116,8 @@ class OwnPool:
 
     def fill(self, touched: dict[WorkerPlace, None], now: float) -> None:
         place = self.place
+        if not self.is_open:
+            return
         while (call := self.queue.head()) is not None:
             lane = place.lanes[LaneKind.of(call)]
             if lane.level < 0 or (call.options.resources and not place.fits_now(call.options.demand)):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import deque
+from collections.abc import Callable
 
 from aiocluster.core.calls import DEFAULT_OPTIONS, Call, CallState
 
@@ -95,6 +96,17 @@ class CallQueue:
                 self._lines[rank] = deque(one for one in line if one.state is WAITING)
             self._first = self._lines[-self._order[0]] if self._order else None
             self._marks = 0
+
+    def take_nested(self, wanted: Callable[[Call], bool]) -> list[Call]:
+        """Take the nested calls of which this is true, in order within their priority."""
+        taken: list[Call] = []
+        for rank, line in self._lines.items():
+            if rank & 1:
+                for _ in range(len(line)):
+                    call = line.popleft()
+                    (taken if call.state is WAITING and wanted(call) else line).append(call)
+        self._length -= len(taken)
+        return taken
 
     def drain(self) -> list[Call]:
         """Take every call, in order."""

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from aiocluster.core.calls import DEFAULT_OPTIONS, Call, CallOptions, CallState
+from aiocluster.core.calls import DEFAULT_OPTIONS, Call, CallOptions, CallState, PreparingCall
 from aiocluster.errors import ProtocolError
 from aiocluster.wire.messages import CallStatus, CancelCalls, DropFunctions, Functions, Mode, Outcomes, Submit
 from aiocluster.wire.payloads import pack_error
@@ -81,7 +82,10 @@ class NestedCalls:
             mode = message.modes[index]
             entry = manager.core.functions.intern(hash, payload, name, bool(mode & Mode.ASYNC))
             row = options.get(index, {})
-            call = Call(
+            parent = parents.get(message.parents[index])
+            prepares = manager.core.dispatch.preparing(self._worker_id, parent)
+            make = partial(PreparingCall, prepares) if prepares else Call
+            call = make(
                 manager.next_call_id(),
                 entry,
                 message.payloads[index],
@@ -93,7 +97,6 @@ class NestedCalls:
                 ForwardHandle(self, request),
             )
             call.kills = row.get("kills", 0)
-            parent = parents.get(message.parents[index])
             limits = [parent.deadline if parent is not None else None]
             limits.extend(now + row[key] if key in row else None for key in ("left_s", "timeout_s"))
             call.deadline = min((limit for limit in limits if limit is not None), default=None)

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from aiocluster.core.calls import CallOptions
+from aiocluster.core.calls import CallOptions, PreparingCall
 from aiocluster.core.functions import FunctionEntry
 from aiocluster.errors import ClusterClosed, WorkerLost
 from aiocluster.runtime.futures import Future
@@ -52,7 +52,7 @@ class JoinCalls:
         try:
             done = 0
             while done < len(self._calls):  # one may be added meanwhile
-                await self.call_on(worker_id, self._calls[done])
+                await self._prepare_with(worker_id, self._calls[done])
                 done += 1
         except (WorkerLost, ClusterClosed):
             return  # its replacement, if there is one, is prepared in its turn
@@ -69,11 +69,35 @@ class JoinCalls:
         manager.perform()
         manager.schedule_flush()
 
-    def call_on(self, worker_id: int, call: JoinCall) -> Future[Any]:
-        """Make the call on that worker."""
-        options = CallOptions(timeout_s=call.options.timeout_s, workers=frozenset((worker_id,)), name=call.options.name)
+    def _prepare_with(self, worker_id: int, wanted: JoinCall) -> Future[Any]:
+        """Make the call on a worker that is not open."""
         manager = self._manager
         future: Future[Any] = Future.of(manager)
-        deadline = None if options.timeout_s is None else manager.loop.time() + options.timeout_s
+        options = _options_for(worker_id, wanted)
+        call = PreparingCall(
+            worker_id, manager.next_call_id(), wanted.function, wanted.payload, wanted.buffers, options, 0, 1, 0, future
+        )
+        call.deadline = self._deadline(options)
+        future._call = call
+        refusal = manager.core.submit(call)
+        if refusal is not None:
+            call.handle = None
+            future.fail(refusal)
+        manager.schedule_flush()
+        return future
+
+    def call_on(self, worker_id: int, call: JoinCall) -> Future[Any]:
+        """Make the call on that worker."""
+        manager = self._manager
+        future: Future[Any] = Future.of(manager)
+        options = _options_for(worker_id, call)
+        deadline = self._deadline(options)
         future._call = manager.send(call.function, call.payload, call.buffers, options, future, deadline=deadline)
         return future
+
+    def _deadline(self, options: CallOptions) -> float | None:
+        return None if options.timeout_s is None else self._manager.loop.time() + options.timeout_s
+
+
+def _options_for(worker_id: int, call: JoinCall) -> CallOptions:
+    return CallOptions(timeout_s=call.options.timeout_s, workers=frozenset((worker_id,)), name=call.options.name)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from aiocluster import Cluster, ClusterClosed, LaunchError, WorkerLost, get_worker
+from aiocluster import Cluster, ClusterClosed, LaunchError, WorkerLost, get_cluster, get_worker
 
 from . import work
 from .conftest import SAFETY_S, Fifos, event_of
@@ -112,3 +113,57 @@ async def test_a_preparation_that_is_lost_here_still_holds_for_later_workers(sin
     await single.wait_for_workers(1, timeout=SAFETY_S)
     assert set(single.workers) == {2}
     assert len(log.read_text().split()) == 2
+
+
+@pytest.mark.parametrize("nested_sum", [work.nested_sum, work.sync_nested_sum], ids=["async", "sync"])
+@pytest.mark.parametrize("depth", [1, 3])
+async def test_a_preparation_that_waits_for_calls_is_served_when_no_other_worker_is_there(
+    single: Cluster, nested_sum: Callable[[int], int], depth: int
+) -> None:
+    assert await single.everywhere(nested_sum, depth, on_join=True) == {1: 2**depth}
+    send(signal.SIGKILL, single.workers[1].pid)
+    await event_of(single, lambda event: event.kind == "worker_joined" and event.worker_id == 2)
+    async with asyncio.timeout(SAFETY_S):
+        assert await single.submit(work.own_id) == 2
+
+
+async def test_workers_whose_preparation_waits_for_calls_join_side_by_side(single: Cluster) -> None:
+    assert await single.everywhere(work.nested_map, 20, on_join=True) == {1: [x * x for x in range(20)]}
+    await single.scale(3)
+    send(signal.SIGKILL, single.workers[1].pid)
+    send(signal.SIGKILL, single.workers[2].pid)
+    send(signal.SIGKILL, single.workers[3].pid)
+    await single.wait_for_workers(3, timeout=SAFETY_S)
+
+
+async def test_a_preparation_that_waits_for_another_worker_that_joins_fails_and_does_not_hang(single: Cluster) -> None:
+    async def lean_on_the_next() -> None:
+        if (id := get_worker().id) > 1:
+            await get_cluster().options(workers=id + 1).submit(work.own_id)
+
+    await single.everywhere(lean_on_the_next, on_join=True)
+    with pytest.raises(LaunchError, match="waits for no other"):
+        async with asyncio.timeout(SAFETY_S):
+            await single.scale(3)
+
+
+async def test_calls_for_a_worker_wait_until_it_is_prepared(single: Cluster, fifos: Fifos) -> None:
+    begun, go_on = fifos.new(), fifos.new()
+
+    def prepare() -> None:
+        if get_worker().id > 1:
+            work.announce_and_wait(begun, go_on)
+        work.remember("prepared")
+
+    await single.everywhere(prepare, on_join=True)
+    scaled = asyncio.ensure_future(single.scale(2))
+    await fifos.read(begun)
+    call = single.options(workers=2).submit(work.recall)
+    other = single.options(workers=2).submit(_recall_at_once)
+    fifos.release(go_on)
+    assert await asyncio.gather(call, other) == ["prepared", "prepared"]
+    await scaled
+
+
+async def _recall_at_once() -> object:
+    return work.recall()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from aiocluster.config import Settings
-from aiocluster.core.calls import MAX_KILLS, Call, CallOptions, CallState
+from aiocluster.core.calls import MAX_KILLS, Call, CallOptions, CallState, PreparingCall
 from aiocluster.core.dispatch import Dispatch, Ended
 from aiocluster.core.functions import FunctionTable
 from aiocluster.core.places import LaneKind
@@ -51,13 +52,15 @@ class Desk:
         mode: int = 0,
         deadline: float | None = None,
         workers: set[int] | None = None,
+        prepares: int = 0,
         **options: Any,
     ) -> Call:
         self._ids += 1
         entry = self.functions.intern(f"{name}{is_async}".encode(), b"code", name, is_async)
         entry.estimate_s = takes_s
         chosen = CallOptions(workers=None if workers is None else frozenset(workers), **options)
-        call = Call(self._ids, entry, payload, (), chosen, mode, items, origin)
+        make = partial(PreparingCall, prepares) if prepares else Call
+        call = make(self._ids, entry, payload, (), chosen, mode, items, origin)
         call.deadline = deadline
         return call
 
@@ -218,16 +221,6 @@ def test_targeted_calls_keep_their_order_behind_a_long_one() -> None:
     desk.finish(1, first)
     assert desk.place() == [(1, [second.id, third.id])]
     assert desk.on(2) == []
-
-
-def test_worker_that_has_joined_but_is_not_open_takes_only_calls_that_name_it() -> None:
-    desk = Desk(1)
-    desk.core.add_worker(2, {}, desk.now)
-    calls = [desk.submit() for _ in range(3)]
-    named = desk.submit(workers={2})
-    desk.place()
-    assert desk.on(1) == calls[:1]
-    assert desk.on(2) == [named]
 
 
 def test_worker_opened_twice_counts_once() -> None:
