@@ -168,11 +168,14 @@ class Calling:
 
         Args:
             fn, args, kwargs: as for `submit`; captured once, when this is called.
-            on_join: also call it on each worker that joins later, before that worker takes other calls. In the manager's
-                program only.
+            on_join: also call it on each worker that joins from now on, before that worker takes other calls, if it fails on
+                none of those that take calls now: else it is not kept, and the error's note says so. A worker on which it
+                fails later is not used. In the manager's program only.
 
         Raises:
             ExceptionGroup: some calls failed; it holds their exceptions, with a note that names the worker.
+
+        Cancelling it cancels the calls; with `on_join` it is not kept.
         """
         results: dict[int, Any] = await self._backend.everywhere(fn, args, kwargs, self._options, on_join)
         return results

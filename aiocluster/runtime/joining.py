@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from aiocluster.core.calls import CallOptions, PreparingCall
 from aiocluster.core.functions import FunctionEntry
 from aiocluster.errors import ClusterClosed, WorkerLost
-from aiocluster.runtime.futures import Future
+from aiocluster.runtime.futures import Future, gather_by_worker
 
 if TYPE_CHECKING:
     from aiocluster.runtime.manager import Manager
@@ -20,25 +21,50 @@ __all__ = ["JoinCall", "JoinCalls"]
 logger = logging.getLogger("aiocluster")
 
 
-class JoinCall(NamedTuple):
-    """A captured call that each new worker makes first."""
+@dataclass(eq=False, slots=True)
+class JoinCall:
+    """A captured call for every worker."""
 
     function: FunctionEntry
     payload: bytes
     buffers: Sequence[Any]
     options: CallOptions
+    kept: bool = False
+    """Each new worker makes it: it has failed on none of those that were there when it was given."""
+    failures: list[Exception] = field(default_factory=list)
+    """What it raised, while it was tried, on workers that joined meanwhile."""
 
 
 class JoinCalls:
-    """The calls of `everywhere(..., on_join=True)`, in the order in which they were given."""
+    """The calls of `everywhere(..., on_join=True)`, in the order in which they were given.
+
+    A call is kept for the workers that join later if it fails on none that is there: else it would cost every later one. While
+    that is not known, workers that join make it too, and it counts as a failure of the call, not of the worker, if they fail.
+    """
 
     def __init__(self, manager: Manager) -> None:
         self._manager = manager
         self._calls: list[JoinCall] = []
 
-    def add(self, call: JoinCall) -> None:
-        call.function.uses += 1  # later workers need it: it is never forgotten
+    async def everywhere(self, call: JoinCall, worker_ids: Sequence[int]) -> dict[int, Any]:
+        """Make the call on these workers, and on each that joins from now on. It is kept if it fails on none of them.
+
+        Raises:
+            ExceptionGroup: it failed, and is not kept. It is not kept either if this is cancelled.
+        """
+        call.function.uses += 1  # later workers need it: it is not forgotten
         self._calls.append(call)
+        try:
+            results = await gather_by_worker({id: self.call_on(id, call) for id in worker_ids})
+            if call.failures:
+                raise ExceptionGroup(f"{len(call.failures)} workers that joined meanwhile failed", call.failures)
+        except BaseException as error:
+            self._calls.remove(call)
+            call.function.uses -= 1
+            error.add_note("the call is not kept for workers that join later (on_join)")
+            raise
+        call.kept = True
+        return results
 
     def run(self, worker_id: int) -> None:
         """Prepare the worker, then open it to calls."""
@@ -50,10 +76,10 @@ class JoinCalls:
     async def _prepare(self, worker_id: int) -> None:
         manager = self._manager
         try:
-            done = 0
-            while done < len(self._calls):  # one may be added meanwhile
-                await self._prepare_with(worker_id, self._calls[done])
-                done += 1
+            done: set[JoinCall] = set()
+            while (call := next((one for one in self._calls if one not in done), None)) is not None:  # they may change meanwhile
+                done.add(call)
+                await self._try(worker_id, call)
         except (WorkerLost, ClusterClosed):
             return  # its replacement, if there is one, is prepared in its turn
         except asyncio.CancelledError:
@@ -68,6 +94,17 @@ class JoinCalls:
             manager.core.open_worker(worker_id, manager.loop.time())
         manager.perform()
         manager.schedule_flush()
+
+    async def _try(self, worker_id: int, call: JoinCall) -> None:
+        try:
+            await self._prepare_with(worker_id, call)
+        except (WorkerLost, ClusterClosed):
+            raise
+        except Exception as error:
+            if call.kept:
+                raise
+            error.add_note(f"on worker {worker_id}")
+            call.failures.append(error)
 
     def _prepare_with(self, worker_id: int, wanted: JoinCall) -> Future[Any]:
         """Make the call on a worker that is not open."""

@@ -195,11 +195,11 @@ class Manager:
     ) -> dict[int, Any]:
         payload, buffers = pack([args, kwargs] if kwargs else args)
         call = JoinCall(self.capture(fn), payload, buffers, options)
-        if on_join:
-            self.join_calls.add(call)
         ids = [record.id for record in self.core.roster.ready()]
         if options.workers is not None:
             ids = [id for id in ids if id in options.workers]
+        if on_join:
+            return await self.join_calls.everywhere(call, ids)
         return await gather_by_worker({id: self.join_calls.call_on(id, call) for id in ids})
 
     async def logs(self, call: Call) -> list[str]:

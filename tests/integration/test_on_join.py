@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -104,15 +105,77 @@ async def test_a_worker_that_dies_while_it_is_prepared_is_replaced(single: Clust
     assert log.read_text().split() == ["1", "2", "3"]
 
 
-async def test_a_preparation_that_is_lost_here_still_holds_for_later_workers(single: Cluster, tmp_path: Path) -> None:
-    """It kills the first worker; its replacement is prepared by the same call, once, and survives."""
+async def test_a_preparation_that_fails_on_a_worker_that_is_here_is_not_kept_for_later_ones(cluster: Cluster) -> None:
+    await cluster.everywhere(work.remember, "prepared", on_join=True)
+    with pytest.raises(ExceptionGroup) as caught:
+        await cluster.everywhere(fail_on_later, 1, on_join=True)
+    assert [type(error) for error in caught.value.exceptions] == [LookupError]
+    assert any("not kept" in note for note in caught.value.__notes__)
+    await cluster.scale(4)
+    assert await cluster.everywhere(work.recall) == dict.fromkeys((1, 2, 3, 4), "prepared")
+
+
+async def test_a_preparation_that_kills_a_worker_that_is_here_is_not_kept_for_its_replacement(
+    single: Cluster, tmp_path: Path
+) -> None:
     log = tmp_path / "log"
     with pytest.raises(ExceptionGroup) as caught:
-        await single.everywhere(work.die_at_first, str(log), 1, on_join=True)
+        await single.everywhere(work.die_at_first, str(log), 1000, on_join=True)
     assert isinstance(caught.value.exceptions[0], WorkerLost)
     await single.wait_for_workers(1, timeout=SAFETY_S)
     assert set(single.workers) == {2}
-    assert len(log.read_text().split()) == 2
+    assert len(log.read_text().split()) == 1
+
+
+async def test_a_preparation_that_is_cancelled_is_not_kept(single: Cluster, fifos: Fifos) -> None:
+    begun = fifos.new()
+    everywhere = asyncio.ensure_future(single.everywhere(work.announce_and_sleep, begun, on_join=True))
+    await fifos.read(begun)
+    everywhere.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await everywhere
+    await single.scale(2)
+    assert set(single.workers) == {1, 2}
+
+
+async def test_a_worker_that_joins_while_a_preparation_is_tried_makes_it_too(single: Cluster, fifos: Fifos) -> None:
+    begun, go_on = fifos.new(), fifos.new()
+
+    def prepare() -> None:
+        if get_worker().id == 1:
+            work.announce_and_wait(begun, go_on)
+        work.remember("prepared")
+
+    everywhere = asyncio.ensure_future(single.everywhere(prepare, on_join=True))
+    await fifos.read(begun)
+    await single.scale(2)
+    assert await single.options(workers=2).submit(work.recall) == "prepared"
+    fifos.release(go_on)
+    assert await everywhere == {1: None}
+    await single.scale(3)
+    assert await single.everywhere(work.recall) == dict.fromkeys((1, 2, 3), "prepared")
+
+
+async def test_a_preparation_that_fails_on_a_worker_that_joins_meanwhile_fails_and_costs_no_worker(
+    single: Cluster, fifos: Fifos
+) -> None:
+    begun, go_on = fifos.new(), fifos.new()
+
+    def prepare() -> None:
+        if get_worker().id == 1:
+            work.announce_and_wait(begun, go_on)
+        fail_on_later(1)
+
+    everywhere = asyncio.ensure_future(single.everywhere(prepare, on_join=True))
+    await fifos.read(begun)
+    await single.scale(2)
+    fifos.release(go_on)
+    with pytest.raises(ExceptionGroup, match="joined meanwhile") as caught:
+        await everywhere
+    assert [str(error) for error in caught.value.exceptions] == ["worker 2 is not welcome"]
+    assert caught.value.exceptions[0].__notes__[-1] == "on worker 2"
+    await single.scale(3)
+    assert set(single.workers) == {1, 2, 3}
 
 
 @pytest.mark.parametrize("nested_sum", [work.nested_sum, work.sync_nested_sum], ids=["async", "sync"])
@@ -161,9 +224,9 @@ async def test_calls_for_a_worker_wait_until_it_is_prepared(single: Cluster, fif
     call = single.options(workers=2).submit(work.recall)
     other = single.options(workers=2).submit(_recall_at_once)
     fifos.release(go_on)
-    assert await asyncio.gather(call, other) == ["prepared", "prepared"]
+    assert [await call, await other] == ["prepared", "prepared"]
     await scaled
 
 
-async def _recall_at_once() -> object:
+async def _recall_at_once() -> Any:
     return work.recall()

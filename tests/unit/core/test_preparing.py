@@ -95,8 +95,9 @@ def test_calls_for_a_worker_that_is_lost_before_it_is_open_never_started() -> No
     ended = desk.lose(new)
     errors = {one.call: one.error for one in ended}
     assert errors.keys() == {user, prepare}
-    assert isinstance(errors[user], WorkerLost)
-    assert not errors[user].maybe_executed
+    error = errors[user]
+    assert isinstance(error, WorkerLost)
+    assert not error.maybe_executed
     assert desk.core.waiting_calls == desk.core.pending_calls == 0
     assert not desk.core.has_work
 
