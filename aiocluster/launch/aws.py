@@ -219,7 +219,7 @@ def translate(error: Exception, service: str, operation: str) -> AwsError:
             Fault.UNREACHABLE,
         )
     if isinstance(error, (sdk.HTTPClientError, ResponseParserError, TimeoutError, OSError)):
-        return AwsError(f"{action}: AWS did not answer: {error or type(error).__name__}", Fault.UNAVAILABLE)
+        return AwsError(f"{action}: AWS did not answer: {str(error) or type(error).__name__}", Fault.UNAVAILABLE)
     return AwsError(f"{action}: {error}", Fault.REJECTED)
 
 
