@@ -232,6 +232,7 @@ class _Dialler:
         try:
             pieces = encode(link.hello._replace(received=link.received, resuming=link.welcome is not None))
             connection.write(pieces, len(pieces[0]))
+            connection.resume_reading()
             await greeting.answered
         except BaseException:
             if connection.owner is greeting:

@@ -103,7 +103,7 @@ class GateProtocol(asyncio.BufferedProtocol):
 async def pass_client_gate(
     loop: asyncio.AbstractEventLoop, sock: socket.socket, token: Token, *, tls: bool
 ) -> tuple[asyncio.Transport, ClientGate]:
-    """A transport on this socket whose other end has proved that it knows the token; it has no protocol that reads yet.
+    """A transport on this socket whose other end has proved that it knows the token; reading is paused until it has a protocol.
 
     With it comes the gate, which knows what TLS has to begin with.
 
@@ -115,6 +115,8 @@ async def pass_client_gate(
     passed: asyncio.Future[asyncio.Transport] = loop.create_future()
 
     def succeed(transport: asyncio.Transport) -> None:
+        # Whoever waits for it takes it over a turn of the loop later, and uvloop would read on meanwhile.
+        transport.pause_reading()
         if not passed.done():
             passed.set_result(transport)
 

@@ -83,6 +83,8 @@ class ClientTls:
 
         Cancelling closes the transport.
         """
+        if transport.is_closing():
+            raise ConnectionDropped("the connection was closed before TLS began")
         opened: asyncio.Future[TlsTransport] = asyncio.get_running_loop().create_future()
 
         def succeed(tls: TlsTransport) -> None:
@@ -94,6 +96,8 @@ class ClientTls:
                 opened.set_exception(error)
 
         TlsTransport(transport, self._context, self._buffer, gate.certificate, gate.seal, succeed, fail)
+        if not transport.is_closing():  # else the begin of TLS could not be written, and `failed` is called soon
+            transport.resume_reading()
         try:
             return await opened
         except BaseException:

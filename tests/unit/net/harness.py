@@ -10,6 +10,7 @@ import os
 import random
 import secrets
 from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,6 +19,7 @@ import uvloop
 
 from aiocluster.errors import ProtocolError
 from aiocluster.ids import ClusterId, Token
+from aiocluster.net.address import Address, UnixAddress, parse_address
 from aiocluster.net.dial import dial
 from aiocluster.net.link import Link
 from aiocluster.net.listener import Accepted, Listener
@@ -223,22 +225,36 @@ def cut(link: Link) -> None:
     connection._transport.abort()
 
 
+async def open_streams(address: Address) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    if isinstance(address, UnixAddress):
+        return await asyncio.open_unix_connection(address.path)
+    return await asyncio.open_connection(address.host, address.port)
+
+
 class Proxy:
-    """Forwards connections to the manager, and breaks each after as many bytes as `budget` says."""
+    """Forwards connections to the manager, and breaks each after as many bytes as `budget` says.
+
+    It listens on the same kind of address as the manager, at `address`.
+    """
 
     def __init__(self, path: Path, upstream: str, budget: Callable[[], int]) -> None:
-        self.address = f"unix:{path}"
+        self.address = ""
         self.connections = 0
         self._closed = False
         self._path = path
-        self._upstream = upstream.removeprefix("unix:")
+        self._upstream = parse_address(upstream)
         self._budget = budget
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
         self._server: asyncio.Server | None = None
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_unix_server(self._serve, self._path)
+        if isinstance(self._upstream, UnixAddress):
+            self._server = await asyncio.start_unix_server(self._serve, self._path)
+            self.address = f"unix:{self._path}"
+        else:
+            self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+            self.address = str(replace(self._upstream, port=self._server.sockets[0].getsockname()[1]))
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -260,7 +276,7 @@ class Proxy:
         self._tasks.add(task)
         ends = {writer}
         try:
-            up_reader, up_writer = await asyncio.open_unix_connection(self._upstream)
+            up_reader, up_writer = await open_streams(self._upstream)
             ends.add(up_writer)
             self._writers |= ends
             if self._closed:
