@@ -93,6 +93,9 @@ class Engine:
         try:
             about = await self._ask(lambda client: client.system.info())
             self.started_at = datetime.fromisoformat(about["SystemTime"]).timestamp()
+        except (KeyError, TypeError, ValueError) as error:
+            await self.close()
+            raise EngineError(UNREACHABLE, f"what answers there is no Docker engine ({error!r})") from error
         except BaseException:
             await self.close()
             raise
@@ -110,12 +113,17 @@ class Engine:
         if client is not None:
             await client.close()
 
-    async def _ask(self, request: Callable[[aiodocker.Docker], Awaitable[T]]) -> T:
+    @property
+    def _open_client(self) -> aiodocker.Docker:
         if self._client is None:
             raise EngineError(UNREACHABLE, "the connection to the engine is closed")
+        return self._client
+
+    async def _ask(self, request: Callable[[aiodocker.Docker], Awaitable[T]], *, more_s: float = 0.0) -> T:
+        client = self._open_client
         with _translated():
-            async with asyncio.timeout(REQUEST_TIMEOUT_S):
-                return await request(self._client)
+            async with asyncio.timeout(REQUEST_TIMEOUT_S + more_s):
+                return await request(client)
 
     # --- what there is -------------------------------------------------------------------------------------------------------
 
@@ -162,9 +170,7 @@ class Engine:
 
     async def events(self, label: str, since: float) -> AsyncGenerator[ContainerEvent, None]:
         """What happens to the containers with this label, from a moment on by the engine's clock, until the connection breaks."""
-        client = self._client
-        if client is None:
-            raise EngineError(UNREACHABLE, "the connection to the engine is closed")
+        client = self._open_client
         subscriber = client.events.subscribe(create_task=False)  # type: ignore[no-untyped-call]
         filters = json.dumps({"type": ["container"], "label": [label]})
         running = asyncio.get_running_loop().create_task(
@@ -213,10 +219,7 @@ class Engine:
     async def stop(self, name: str, grace_s: float) -> None:
         """A container has been told to end, and is killed after the grace. One that has ended, or is unknown, is no matter."""
         try:
-            with _translated():
-                async with asyncio.timeout(REQUEST_TIMEOUT_S + grace_s):
-                    assert self._client is not None
-                    await self._client.containers.container(name).stop(t=round(grace_s))
+            await self._ask(lambda client: client.containers.container(name).stop(t=round(grace_s)), more_s=grace_s)
         except EngineError as error:
             if error.status not in (GONE, CONFLICT):
                 raise
