@@ -119,9 +119,7 @@ class Docker(Launcher):
                 try:
                     await engine.open()
                 except EngineError as error:
-                    raise LaunchError(
-                        f"cannot reach a Docker engine at {engine.host}: {error}; start one, or set DOCKER_HOST"
-                    ) from error
+                    raise _unreachable(engine, error) from error
                 self._engine = engine
             return self._engine
 
@@ -326,15 +324,22 @@ async def end(leftover: marks.Leftover) -> None:
 @contextlib.asynccontextmanager
 async def _opened(host: str | None) -> AsyncIterator[Engine]:
     engine = Engine(host)
-    with _as_launch_errors():
+    try:
         await engine.open()
-        try:
+    except EngineError as error:
+        raise _unreachable(engine, error) from error
+    try:
+        with _as_launch_errors():
             yield engine
-        finally:
-            await engine.close()
+    finally:
+        await engine.close()
 
 
 # --- small things ------------------------------------------------------------------------------------------------------------
+
+
+def _unreachable(engine: Engine, error: EngineError) -> LaunchError:
+    return LaunchError(f"cannot reach a Docker engine at {engine.host}: {error}; start one, or set DOCKER_HOST")
 
 
 @contextlib.contextmanager
