@@ -19,7 +19,7 @@ from aiocluster.launch.base import Launcher, LaunchRequest
 from aiocluster.runtime.owner import Owner
 from aiocluster.wire import messages as wire
 from aiocluster.wire.frames import Frame, FrameDecoder, FrameLimits, encode
-from aiocluster.wire.handshake import NONCE_BYTES, ClientGate, hello
+from aiocluster.wire.handshake import NONCE_BYTES, PROTOCOL, ClientGate, hello
 from aiocluster.wire.payloads import pack
 
 from . import work
@@ -237,7 +237,7 @@ async def test_300_silent_connections_keep_nobody_out(cluster: Cluster) -> None:
     ("changes", "code", "reason"),
     [
         ({"cluster_id": "c-0123456789"}, "cluster", "another cluster"),
-        ({"protocol": 2}, "protocol", "different versions"),
+        ({"protocol": PROTOCOL + 1}, "protocol", "different versions"),
         ({"version": "99.0"}, "version", "different versions"),
         ({"python": "2.7"}, "version", "different versions"),
         ({"worker_id": 77}, "stale", "not expected"),
