@@ -11,7 +11,7 @@ import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -342,6 +342,72 @@ async def test_two_clusters_on_one_engine_do_not_touch_each_other(docker: Engine
         assert len(containers(docker, one.id)) == 2
         assert await one.map(abs, [-5, -6]) == [5, 6]
     assert containers(docker, one.id) == []
+
+
+# --- an engine whose connections break ---------------------------------------------------------------------------------------
+
+
+class Wire:
+    """Stands between a manager and its engine, and can be cut."""
+
+    def __init__(self, engine: Engine, path: Path) -> None:
+        self._to = engine.host.removeprefix("unix://")
+        self._path = path
+        self._links: dict[asyncio.StreamWriter, asyncio.Task[Any]] = {}
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_unix_server(self._carry, self._path)
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        self._server.close()
+        tasks = list(self._links.values())
+        self.cut()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def cut(self) -> int:
+        """All connections that are there break; later ones are carried. Returns how many broke."""
+        for writer in self._links:
+            writer.transport.abort()
+        return len(self._links) // 2
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        back_reader, back_writer = await asyncio.open_unix_connection(self._to)
+        self._links.update({writer: task, back_writer: task})
+        try:
+            await asyncio.gather(self._copy(reader, back_writer), self._copy(back_reader, writer))
+        finally:
+            del self._links[writer], self._links[back_writer]
+
+    @staticmethod
+    async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+
+async def first_loss(cluster: Cluster) -> str:
+    async with asyncio.timeout(SAFETY_S):
+        async with contextlib.aclosing(aiter(cluster.events())) as events:  # type: ignore[type-var]
+            async for event in events:
+                if event.kind == "node_lost":
+                    return event.text
+    raise AssertionError("the cluster closed")
+
+
+async def test_an_engine_whose_connections_break_is_heard_again(docker: Engine, tmp_path: Path) -> None:
+    async with Wire(docker, tmp_path / "docker.sock") as wire:
+        host = f"unix://{tmp_path}/docker.sock"
+        async with Cluster.docker(2, image=docker.image, engine=host, output="quiet") as cluster:
+            assert wire.cut() >= 3  # that of the events, and those of the output of two containers
+            await asyncio.to_thread(docker.docker, "kill", f"aiocluster-{cluster.id}-docker-1")
+            assert await first_loss(cluster) in ("its container was killed by signal 9 (SIGKILL)", "its container is gone")
+            assert await cluster.submit(abs, -3) == 3
+        assert containers(docker, cluster.id) == []
 
 
 # --- what cannot be ----------------------------------------------------------------------------------------------------------
