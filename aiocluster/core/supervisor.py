@@ -63,6 +63,10 @@ class SupervisorLimits(NamedTuple):
     first_delay_s: float = 0.1
     longest_delay_s: float = 5.0
     """Also for how long, after giving up, requests are taken for replacements of the same crashes."""
+    settled_after_s: float = 5.0
+    """A worker that ends by itself sooner after joining, and has finished no call, came to nothing: the next one is delayed.
+    What a worker dies of at once, such as a library that it loads or too little memory, takes seconds at most; and with the
+    longest delay a node that cannot do better forks no more than a few workers a minute."""
     drain_grace_s: float = 25.0
     """For running calls after SIGTERM: less than the 30 s that containers are given."""
 
@@ -116,8 +120,8 @@ class Process:
     expected: bool = False
     """It was told to end."""
     kill_reason: str | None = None
-    ready: bool = False
-    """It has joined: if it ends now, it did not die at its start."""
+    joined_at: float | None = None
+    """When it was first known to have joined."""
 
     def apply(self, event: str) -> None:
         self.state = TRANSITIONS.get((self.state, event), self.state)
@@ -130,7 +134,11 @@ class Supervisor:
         self._limits = limits
         self._heard_at = now
         self.processes: dict[int, Process] = {}
-        self._crashes = 0
+        self._failed_starts = 0
+        """Workers in a row that ended before they had joined."""
+        self._early_ends = 0
+        """Workers in a row that came to nothing, these among them."""
+        self._last_early_end = now
         self._gave_up_at: float | None = None
         self._last_crash: tuple[str, Sequence[str]] = ("", ())
         self._ending = False
@@ -145,12 +153,11 @@ class Supervisor:
         if self._ending:
             return []
         if self._gave_up_at is not None and now >= self._gave_up_at + self._limits.longest_delay_s:
-            self._gave_up_at, self._crashes = None, 0  # this is no echo of those crashes: somebody asks again
-        if self._crashes >= self._limits.give_up_after:
+            # This is no echo of those crashes: somebody asks again.
+            self._gave_up_at, self._failed_starts, self._early_ends = None, 0, 0
+        if self._failed_starts >= self._limits.give_up_after:
             return [self._give_up(worker_ids, now)]
-        delay = 0.0
-        if self._crashes:
-            delay = min(self._limits.first_delay_s * 2 ** (self._crashes - 1), self._limits.longest_delay_s)
+        delay = self._delay(now)
         for worker_id in worker_ids:
             self.processes.setdefault(worker_id, Process(worker_id, due=now + delay))
         return self.tick(now)
@@ -206,12 +213,15 @@ class Supervisor:
             effects.append(KillProcess(worker_id))
         return effects
 
-    def joined(self, worker_id: int) -> None:
-        """The worker has come through its start, and with it the row of those that did not has ended."""
+    def joined(self, worker_id: int, now: float) -> None:
+        """The worker has come through its start, and with it the row of those that did not has ended.
+
+        That of workers that come to nothing has not: this one may die of what it is given first.
+        """
         process = self.processes.get(worker_id)
-        if process is not None and not process.ready:
-            process.ready = True
-            self._crashes, self._gave_up_at = 0, None
+        if process is not None and process.joined_at is None:
+            process.joined_at = now
+            self._failed_starts, self._gave_up_at = 0, None
 
     def exited(
         self, worker_id: int, cause: str, reading: Results | None, *, last_lines: Sequence[str], now: float
@@ -220,12 +230,11 @@ class Supervisor:
         process = self.processes.pop(worker_id, None)
         if process is None:
             return []
-        if not (process.ready or process.expected or process.kill_reason is not None):
-            self._crashes += 1
-            self._last_crash = (cause, last_lines)
+        if not (process.expected or process.kill_reason is not None):
+            self._crashed(process, cause, reading, last_lines, now)
         effects: list[Effect] = [Send(_exited(worker_id, cause, process.expected, reading))]
         waiting = [one.worker_id for one in self.processes.values() if one.state is ProcessState.WAITING]
-        if self._crashes >= self._limits.give_up_after and waiting:
+        if self._failed_starts >= self._limits.give_up_after and waiting:
             for one in waiting:
                 del self.processes[one]
             effects.append(self._give_up(waiting, now))
@@ -289,6 +298,28 @@ class Supervisor:
 
     # --- inside --------------------------------------------------------------------------------------------------------------
 
+    def _crashed(self, process: Process, cause: str, reading: Results | None, last_lines: Sequence[str], now: float) -> None:
+        """A worker has ended by itself, or by a hand that is not the cluster's."""
+        if process.joined_at is None:
+            self._failed_starts += 1
+            self._last_crash = (cause, last_lines)
+        elif now >= process.joined_at + self._limits.settled_after_s or (reading is not None and reading.sync_finished):
+            self._early_ends = 0
+            return
+        self._early_ends = 1 if self._is_calm(now) else self._early_ends + 1
+        self._last_early_end = now
+
+    def _is_calm(self, now: float) -> bool:
+        """No worker has come to nothing for longer than the next one in a row of those would take."""
+        return now > self._last_early_end + self._limits.longest_delay_s + self._limits.settled_after_s
+
+    def _delay(self, now: float) -> float:
+        """How long the next worker has to wait."""
+        row = max(self._failed_starts, 0 if self._is_calm(now) else self._early_ends)
+        if not row:
+            return 0.0
+        return min(self._limits.first_delay_s * 2.0 ** min(row - 1, 30), self._limits.longest_delay_s)
+
     def _kill(self, process: Process) -> list[Effect]:
         process.apply("kill")
         return [KillProcess(process.worker_id)] if process.pid else []
@@ -297,7 +328,7 @@ class Supervisor:
         if self._gave_up_at is None:
             self._gave_up_at = now
         cause, lines = self._last_crash
-        reason = f"{self._crashes} workers in a row ended while they were starting; the last one {cause}"
+        reason = f"{self._failed_starts} workers in a row ended while they were starting; the last one {cause}"
         return Send(StartGaveUp(list(worker_ids), reason, list(lines)))
 
     def _end_if_empty(self) -> list[Effect]:

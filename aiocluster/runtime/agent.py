@@ -337,7 +337,7 @@ class Agent:
         self._figures.forget(report.pid)
         self._look_who_joined()
         if managed.recorder.is_ready:
-            self._supervisor.joined(report.worker_id)
+            self._supervisor.joined(report.worker_id, self._loop.time())
         reading = managed.recorder.read()
         managed.recorder.close()
         self._perform(
@@ -347,9 +347,10 @@ class Agent:
         )
 
     def _look_who_joined(self) -> None:
+        now = self._loop.time()
         for worker_id, managed in self._managed.items():
             if managed.recorder.is_ready:
-                self._supervisor.joined(worker_id)
+                self._supervisor.joined(worker_id, now)
 
     def _note_oom_kills(self) -> None:
         """With every heartbeat, so that a kill of long ago does not explain the next end of a worker."""

@@ -114,7 +114,7 @@ class SimAgent:
 
     def _look_who_joined(self) -> None:
         for worker_id in self.joined:
-            self.supervisor.joined(worker_id)
+            self.supervisor.joined(worker_id, self.world.now)
         self.joined.clear()
 
     # --- the supervisor's shell ------------------------------------------------------------------------------------------

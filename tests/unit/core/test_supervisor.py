@@ -134,16 +134,56 @@ def test_a_worker_that_joins_ends_the_row_of_crashes() -> None:
     now = one.deadline
     one.tick(now)
     one.forked(5, 500, now)
-    one.joined(5)
-    one.joined(5)
-    assert one.start_workers([6], now) == [ForkWorker(6)]
+    one.joined(5, now)
+    one.joined(5, now)
+    now = crash_while_starting(one, 6, 4, now)
+    assert one.start_workers([10], now) == []
+    assert one.processes[10].due == now + LIMITS.longest_delay_s  # of those that came to nothing it was one
 
 
-def test_the_end_of_a_worker_that_had_joined_is_no_crash_at_its_start() -> None:
-    one = running(1)
-    one.joined(1)
-    exited(one, 1, 1.0)
-    assert one.start_workers([2], 1.0) == [ForkWorker(2)]
+def end_after_joining(one: Supervisor, worker_id: int, now: float, lives_s: float, reading: Reading | None = None) -> float:
+    """A worker is started, joins and ends by itself so much later; how long it had to wait to be forked."""
+    one.heard(now)
+    effects = one.start_workers([worker_id], now)
+    delay = one.processes[worker_id].due - now
+    if not effects:
+        now += delay
+        effects = one.tick(now)
+    assert effects == [ForkWorker(worker_id)]
+    one.forked(worker_id, 100 * worker_id, now)
+    one.joined(worker_id, now)
+    one.exited(worker_id, "killed by signal 11", reading, last_lines=[], now=now + lives_s)
+    return round(delay, 3)
+
+
+def test_replacements_of_workers_that_end_soon_after_joining_are_delayed_more_and_more_and_not_given_up() -> None:
+    one, now, delays = supervisor(), 0.0, []
+    for worker_id in range(1, 11):
+        delays.append(end_after_joining(one, worker_id, now, 0.5))
+        now += delays[-1] + 0.5
+    assert delays == [0.0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0, 5.0]
+
+
+def test_a_worker_that_has_lasted_or_finished_a_call_ends_the_row_of_those_that_came_to_nothing() -> None:
+    for lives_s, reading in ((LIMITS.settled_after_s, Reading()), (0.5, Reading(sync_started=2, sync_finished=1))):
+        one = supervisor()
+        assert [end_after_joining(one, worker_id, 0.0, 0.0, Reading()) for worker_id in (1, 2, 3)] == [0.0, 0.1, 0.2]
+        assert end_after_joining(one, 4, 1.0, lives_s, reading) == 0.4
+        assert one.start_workers([5], 1.4 + lives_s) == [ForkWorker(5)]
+
+
+def test_a_row_of_workers_that_came_to_nothing_is_forgotten_after_a_while() -> None:
+    one = supervisor()
+    assert [end_after_joining(one, worker_id, 0.0, 0.0) for worker_id in (1, 2, 3)] == [0.0, 0.1, 0.2]
+    assert end_after_joining(one, 4, 100.0, 0.0) == 0.0
+    assert end_after_joining(one, 5, 100.0, 0.0) == 0.1
+    one.start_workers([6], 100.1)
+    one.tick(100.3)
+    one.forked(6, 600, 100.3)
+    one.heard(200.0)
+    one.joined(6, 200.0)  # it took its time
+    exited(one, 6, 200.0)
+    assert end_after_joining(one, 7, 200.0, 0.0) == 0.1  # the first of a new row
 
 
 def test_the_end_of_a_worker_that_was_told_to_end_is_no_crash_at_its_start() -> None:
@@ -231,7 +271,7 @@ def test_what_is_said_of_an_unknown_worker_changes_nothing() -> None:
     assert one.kill_worker(9, "away", 0.0) == []
     assert one.forked(9, 900, 0.0) == []
     assert exited(one, 9, 0.0) == []
-    one.joined(9)
+    one.joined(9, 0.0)
     assert not one.processes
 
 
@@ -397,7 +437,7 @@ class AnyNode(RuleBasedStateMachine):
     @precondition(lambda self: self.alive)
     @rule(data=st.data())
     def join(self, data: st.DataObject) -> None:
-        self.one.joined(data.draw(st.sampled_from(self.alive)))
+        self.one.joined(data.draw(st.sampled_from(self.alive)), self.now)
 
     @precondition(lambda self: self.alive)
     @rule(data=st.data())
