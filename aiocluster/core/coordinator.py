@@ -53,6 +53,8 @@ __all__ = ["Coordinator"]
 SETTLE_S = 2.0
 """After a worker's exit was reported, its link is read to the end for at most so long before its calls are judged."""
 ALL = 2**32
+GIVE_UP_AFTER = 5
+"""So many workers of a node in a row that die of what prepares them: the next would do the same."""
 
 
 class Coordinator:
@@ -108,13 +110,18 @@ class Coordinator:
         node.host, node.pid, node.last_heard, node.link_up = host, pid, now, True
         self._publish(now, "node_joined", node, 0, f"on {host}, agent pid {pid}")
         self._start_workers(node, node.wanted, now)
+        self._expectation_changed()
 
-    def add_workers(self, name: str, count: int, now: float) -> None:
-        """The node shall have `count` more workers."""
-        node = self.roster.nodes[name]
+    def add_workers(self, name: str, count: int, now: float) -> bool:
+        """The node shall have `count` more workers. False if it starts none any more: another one has to."""
+        node = self.roster.nodes.get(name)
+        if node is None or node.state is NodeState.DRAINING or node.state is NodeState.GONE:
+            return False
         node.wanted += count
+        node.failed_joins = 0
         if node.state is NodeState.JOINED:
             self._start_workers(node, count, now)
+        return True
 
     def node_message(self, name: str, message: Any, now: float) -> None:
         """The agent says something. Raises `ProtocolError` for what an agent must not say."""
@@ -156,8 +163,8 @@ class Coordinator:
 
     def lose_node(self, name: str, reason: str, now: float) -> None:
         """The node is gone, or taken for gone: its workers with it, and what it says later is not heard."""
-        node = self.roster.nodes[name]
-        if node.state is NodeState.GONE:
+        node = self.roster.nodes.get(name)
+        if node is None or node.state is NodeState.GONE:
             return
         failed = node.state is NodeState.EXPECTED
         node.apply("lose", now)
@@ -169,6 +176,7 @@ class Coordinator:
         for record in list(node.workers.values()):
             verdict = record.verdict or Verdict(f"its node {name} is lost: {reason}")
             self._lose_worker(record, verdict, now)
+        self.roster.keep_gone(node)
         self._expectation_changed()
 
     # --- workers ---------------------------------------------------------------------------------------------------------
@@ -202,6 +210,7 @@ class Coordinator:
         if record is None or record.state is not WorkerState.JOINING:
             return
         record.apply("open", now)
+        record.node.failed_joins = 0
         self.dispatch.open_worker(worker_id)
         self._publish(now, "worker_joined", record.node, worker_id, f"pid {record.pid}")
         self._expectation_changed()
@@ -480,19 +489,32 @@ class Coordinator:
         """The worker is gone for good: judge its calls, replace it if its node lives and wants another."""
         node = record.node
         retired = record.drain_until is not None or self.closing is not None
+        was_joining = record.state is WorkerState.JOINING
         self.roster.remove_worker(record, now)
         self.effects.append(DropWorker(record.id, verdict.cause))
         self._publish(now, "worker_retired" if retired else "worker_lost", node, record.id, verdict.cause)
+        if was_joining and verdict.crashed:
+            self._join_failed(node, verdict, now)
         if self.closing is None and node.state is NodeState.JOINED:
             self._start_workers(node, node.wanted - len(node.workers), now)
-        if record.has_place:
-            # nothing is unschedulable before the replacement is counted, below
-            for ended in [*self.dispatch.expect(True), *self.dispatch.worker_lost(record.id, verdict, now)]:
-                self._end(ended)
+        # nothing is unschedulable before the replacement is counted, below
+        for ended in [*self.dispatch.expect(True), *self.dispatch.worker_lost(record.id, verdict, now)]:
+            self._end(ended)
         for call in list(self._nested.pop(record.id, {}).values()):
             self._cancel(call, False, now)
         self._expectation_changed()
         self._end_node_if_empty(node, now)
+
+    def _join_failed(self, node: Node, verdict: Verdict, now: float) -> None:
+        """A worker has died of what prepares it. When too many in a row have, the node wants those that follow no more."""
+        node.failed_joins += 1
+        if node.failed_joins >= GIVE_UP_AFTER:
+            node.wanted = max(0, node.wanted - 1)
+            node.reason = (
+                f"{node.failed_joins} workers in a row ended while what must run when a worker joins ran on them; "
+                f"the last one {verdict.cause}"
+            )
+            self._publish(now, "start_failed", node, 0, node.reason)
 
     def _end_node_if_empty(self, node: Node, now: float) -> None:
         """A node that shall have no workers, and has none, ends."""

@@ -14,6 +14,7 @@ from aiocluster.config import Settings
 from aiocluster.core.calls import DEFAULT_OPTIONS, MAX_KILLS, Call, CallState, PreparingCall
 from aiocluster.core.deadlines import Deadlines
 from aiocluster.core.functions import FunctionTable
+from aiocluster.core.losses import LostWorkers
 from aiocluster.core.places import Lane, LaneKind, WorkerPlace
 from aiocluster.core.pools import Demand, OwnPool, Pool
 from aiocluster.core.queues import rank_of
@@ -51,7 +52,7 @@ class Dispatch:
         self._pools: dict[tuple[LaneKind, frozenset[int] | None, Demand], Pool] = {
             (pool.kind, None, ()): pool for pool in self._general
         }
-        self._lost: dict[int, str] = {}
+        self._lost = LostWorkers()
         self._expecting = False
         self._closed: ClusterClosed | None = None
         self.deadlines = Deadlines()
@@ -117,9 +118,14 @@ class Dispatch:
         return self._sweep()
 
     def worker_lost(self, id: int, verdict: Verdict, now: float) -> list[Ended]:
-        """The worker is gone: calls that never started move, the others end or run again, as their options say."""
-        place = self.places.pop(id)
-        self._lost[id] = verdict.cause
+        """The worker is gone: calls that never started move, the others end or run again, as their options say.
+
+        If it never joined, those end that waited for it alone.
+        """
+        self._lost.add(id, verdict.cause)
+        place = self.places.pop(id, None)
+        if place is None:
+            return self._sweep()
         place.accepting = False
         self._stacked.pop(place, None)
         self._touched.pop(place, None)
@@ -213,8 +219,9 @@ class Dispatch:
                 if preparing is None or prepared is None:
                     return self._own_pool(place, call)
                 return preparing if prepared is place else self._unschedulable(call)
-            if id in self._lost:
-                return WorkerLost(id, self._lost[id], maybe_executed=False, call=call.name)
+            cause = self._lost.cause_of(id)
+            if cause is not None:
+                return WorkerLost(id, cause, maybe_executed=False, call=call.name)
         key = (kind, workers, demand)
         pool = self._pools.get(key)
         if pool is None:
@@ -487,7 +494,8 @@ class Dispatch:
         """True if a worker that is on its way may be one of these: no id is given twice."""
         if workers is None:
             return True
-        return any(id not in self._lost and (id not in self.places or not self.places[id].ending) for id in workers)
+        places = self.places
+        return any(not places[id].ending if id in places else self._lost.cause_of(id) is None for id in workers)
 
     def _put_back(self, call: Call) -> None:
         """A call that was sent waits again, at the head of its queue. Its pool may have been discarded meanwhile."""

@@ -7,6 +7,7 @@ the tables do not list is a `ProtocolError`.
 from __future__ import annotations
 
 import enum
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -109,6 +110,8 @@ class Node:
     last_heard: float = 0.0
     link_up: bool = False
     reason: str = ""
+    failed_joins: int = 0
+    """How many of its workers in a row died after joining, before they were open."""
     leaving: bool = False
     """Its infrastructure takes it away; nobody else has told it to end."""
     figures: dict[str, Any] = field(default_factory=dict)
@@ -128,12 +131,17 @@ class Node:
         return self.state is NodeState.JOINED or self.state is NodeState.DRAINING
 
 
+GONE_KEPT = 1000
+"""Nodes that are gone and still shown, with the reason: the latest of them."""
+
+
 class Roster:
-    """All nodes and workers of a cluster, those that are gone included until they are forgotten."""
+    """All nodes and workers of a cluster, and the nodes that went last."""
 
     def __init__(self) -> None:
         self.nodes: dict[str, Node] = {}
         self.workers: dict[int, WorkerRecord] = {}
+        self._gone: deque[str] = deque()
         self._next_id = 1
 
     def expect_node(self, name: str, wanted: int, resources: Mapping[str, float], now: float) -> Node:
@@ -141,6 +149,12 @@ class Roster:
             raise ValueError(f"there is a node {name!r} already")
         node = self.nodes[name] = Node(name, wanted, resources, now, last_heard=now)
         return node
+
+    def keep_gone(self, node: Node) -> None:
+        """The node is gone, and its workers with it: it is forgotten when so many others have gone after it."""
+        self._gone.append(node.name)
+        if len(self._gone) > GONE_KEPT:
+            del self.nodes[self._gone.popleft()]
 
     def new_worker(self, node: Node, now: float) -> WorkerRecord:
         """A worker that the node shall start, with an id that nobody had before."""

@@ -67,8 +67,9 @@ class Elasticity:
         if launcher.workers_per_node is None:
             nodes = self._manager.core.roster.nodes
             for name in launching.nodes_of(launcher):
-                if nodes[name].state is NodeState.JOINED:
-                    await self._grow_node(nodes[name], more, timeout)
+                node = nodes.get(name)  # those that went long ago are forgotten there
+                if node is not None and node.state is NodeState.JOINED:
+                    await self._grow_node(node, more, timeout)
                     return
         await launching.launch(launcher, more, timeout=timeout, resources=launching.resources)
 

@@ -105,6 +105,22 @@ async def test_a_worker_that_dies_while_it_is_prepared_is_replaced(single: Clust
     assert log.read_text().split() == ["1", "2", "3"]
 
 
+async def test_workers_that_die_of_their_preparation_again_and_again_are_given_up(single: Cluster, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+
+    def prepare() -> None:
+        if get_worker().id > 1:
+            work.append(str(log), str(get_worker().id))
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    await single.everywhere(prepare, on_join=True)
+    with pytest.raises(LaunchError, match=r"5 workers in a row ended while .* the last one killed by signal 9"):
+        async with asyncio.timeout(SAFETY_S):
+            await single.scale(2)
+    assert log.read_text().split() == ["2", "3", "4", "5", "6"]
+    assert set(single.workers) == {1}
+
+
 async def test_a_preparation_that_fails_on_a_worker_that_is_here_is_not_kept_for_later_ones(cluster: Cluster) -> None:
     await cluster.everywhere(work.remember, "prepared", on_join=True)
     with pytest.raises(ExceptionGroup) as caught:

@@ -297,9 +297,9 @@ class Checker:
                 self._complain("deadline", f"{spec} had to end at {spec.deadline:.6f}")
         for place in core.dispatch.places.values():
             self._look_at_place(place)
-        lost = core.dispatch._lost
+        gone = {id for id in self.dropped if id not in core.dispatch.places}
         for key, pool in core.dispatch._pools.items():
-            if pool.queue and pool.workers is not None and pool.workers <= lost.keys() and not pool.members:
+            if pool.queue and pool.workers is not None and pool.workers <= gone and not pool.members:
                 self._complain(1, f"{pool.queue.head()} waits for workers {sorted(pool.workers)}, which are lost ({key[0].name})")
 
     def _look_at_place(self, place: Any) -> None:
