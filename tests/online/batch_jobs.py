@@ -38,3 +38,28 @@ def nodes_left(batch: Batch, cluster_id: str) -> list[str]:
                 for page in client.get_paginator("list_jobs").paginate(arrayJobId=job["jobId"], jobStatus=status):
                     left += [child["jobId"] for child in page["jobSummaryList"]]
     return left
+
+
+def jobs_named(batch: Batch, name: str) -> list[dict[str, Any]]:
+    """All array and plain jobs whose names begin so, whatever became of them, as they are described."""
+    filters = [{"name": "JOB_NAME", "values": [f"{name}*"]}]
+    with batch.client("batch") as client:
+        ids = [
+            job["jobId"]
+            for queue in {batch.queue, batch.manager_queue, batch.small_queue or batch.queue}
+            for page in client.get_paginator("list_jobs").paginate(jobQueue=queue, filters=filters)
+            for job in page["jobSummaryList"]
+        ]
+        return list(client.describe_jobs(jobs=ids)["jobs"]) if ids else []
+
+
+def described(batch: Batch, job_id: str) -> dict[str, Any]:
+    with batch.client("batch") as client:
+        (job,) = client.describe_jobs(jobs=[job_id])["jobs"]
+        return dict(job)
+
+
+def output_of(batch: Batch, job_id: str) -> list[str]:
+    """What the job has written by now."""
+    stream = described(batch, job_id)["container"].get("logStreamName")
+    return batch.log_lines("/aws/batch/job", stream) if stream else []
