@@ -212,6 +212,27 @@ async def test_the_last_lines_are_there_when_the_end_is_told(caplog: pytest.LogC
         assert "node docker-1: second" in caplog.text
 
 
+async def test_lines_that_arrive_after_the_end_are_waited_for() -> None:
+    async with running("docker-1") as (engine, launcher, heard):
+        output = engine.containers[ONE].output
+        engine.emit(ONE, "die", 1)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert heard.exits == []
+        output.put_nowait((2, b"late\n"))
+        output.put_nowait(None)
+        await heard.exit()
+        assert launcher.last_lines("docker-1") == ("late",)
+
+
+async def test_lines_that_never_arrive_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(container_module, "LAST_LINES_S", 0.0)
+    async with running("docker-1") as (engine, launcher, heard):
+        engine.emit(ONE, "die", 1)
+        assert await heard.exit() == ("docker-1", "its container exited with code 1")
+        assert launcher.last_lines("docker-1") == ()
+
+
 async def test_only_the_last_lines_are_kept() -> None:
     async with running("docker-1") as (engine, launcher, heard):
         engine.write(ONE, b"".join(b"%d\n" % n for n in range(1000)))
@@ -274,6 +295,8 @@ async def test_what_could_not_be_removed_then_is_removed_at_the_close() -> None:
     engine.refuses["remove"] = refusal("the engine is busy", 500)
     launcher, heard = OnFake(engine), Heard("docker-1")
     await launcher.start(heard.request)
+    await heard.exit()
+    await asyncio.sleep(0)  # what followed it has ended: nothing but its label tells of it
     assert set(engine.containers) == {ONE}
     engine.refuses.clear()
     await close(launcher)
@@ -526,6 +549,7 @@ async def test_events_are_heard_again_after_the_connection_broke() -> None:
         await engine.until(lambda: engine.listening == 2)
         engine.exit(ONE, 4)
         assert await heard.exit() == ("docker-1", "its container exited with code 4")
+        assert heard.states() == ["created", "running", "exited"]  # none of them twice
 
 
 async def test_what_ended_while_nobody_listened_is_found() -> None:
