@@ -318,9 +318,6 @@ class TlsTransport(asyncio.Transport, asyncio.BufferedProtocol):
         if self._incoming.pending:  # it came before there was anybody to hand it to
             asyncio.get_running_loop().call_soon(self._deliver)
 
-    def get_protocol(self) -> asyncio.BaseProtocol:
-        return self if self._protocol is None else self._protocol
-
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         return self._tls if name == "ssl_object" else self._transport.get_extra_info(name, default)
 
@@ -339,9 +336,6 @@ class TlsTransport(asyncio.Transport, asyncio.BufferedProtocol):
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         self._transport.set_write_buffer_limits(high, low)
-
-    def get_write_buffer_size(self) -> int:
-        return self._transport.get_write_buffer_size()
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         if self._ended or self._transport.is_closing():

@@ -20,7 +20,9 @@ from cryptography import x509
 from aiocluster.errors import AuthenticationError, ProtocolError
 from aiocluster.net import tls as tls_module
 from aiocluster.net.address import TcpAddress, parse_address
-from aiocluster.net.tls import ClientTls, ServerTls
+from aiocluster.net.gate import ConnectionDropped, pass_client_gate
+from aiocluster.net.sockets import connect
+from aiocluster.net.tls import ClientTls, ServerTls, TlsTransport
 from aiocluster.wire.frames import encode
 from aiocluster.wire.handshake import PLAIN, ClientGate, ServerGate
 from aiocluster.wire.messages import Beat
@@ -39,6 +41,14 @@ def tcp(address: str) -> TcpAddress:
     parsed = parse_address(address)
     assert isinstance(parsed, TcpAddress)
     return parsed
+
+
+def transport_of(recorder: Recorder) -> TlsTransport:
+    connection = linked(recorder)._connection
+    assert connection is not None
+    transport = connection._transport
+    assert isinstance(transport, TlsTransport)
+    return transport
 
 
 def complaints(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -266,7 +276,7 @@ async def test_nothing_that_is_said_can_be_read_on_the_way() -> None:
             linked(manager.recorders[1]).send(bulk(2), [secret])
             await manager.recorders[1].until_numbers(1)
             await worker.until_numbers(1)
-            session = linked(worker)._connection._transport.get_extra_info("ssl_object")  # type: ignore[union-attr]
+            session = transport_of(worker).get_extra_info("ssl_object")
             assert session.version() == "TLSv1.3"
             assert not session.session.has_ticket, "nothing is there to resume, so nothing can be said early"
     assert len(carried) > sum(GATE_BYTES)
@@ -533,12 +543,45 @@ async def test_what_was_written_before_the_end_is_read_though_the_other_end_stil
 @on_both_loops
 async def test_garbage_in_mid_session_breaks_the_connection_and_the_link_goes_on() -> None:
     async with managing(TLS) as manager, joined(manager.address) as worker:
-        connection = linked(worker)._connection
-        assert connection is not None
-        connection._transport._transport.write(b"\x17\x03\x03\x00\x20" + bytes(32))  # type: ignore[attr-defined]  # below TLS
+        transport_of(worker)._transport.write(b"\x17\x03\x03\x00\x20" + bytes(32))  # below TLS
         await manager.recorders[1].until_said("resumed")
         linked(worker).send(Beat(1))
         await manager.recorders[1].until_numbers(1)
+
+
+@on_both_loops
+async def test_session_that_cannot_encrypt_any_more_breaks_the_connection_and_the_link_goes_on() -> None:
+    async with managing(TLS) as manager, joined(manager.address) as worker:
+        session = transport_of(worker).get_extra_info("ssl_object")
+        with pytest.raises(ssl.SSLWantReadError):
+            session.unwrap()
+        linked(worker).send(Beat(1))
+        await manager.recorders[1].until_numbers(1)
+        assert worker.story == ["opened", "broken", "resumed"]
+
+
+@on_both_loops
+async def test_closed_transport_says_so_within_tls_and_the_link_goes_on() -> None:
+    async with managing(TLS) as manager, joined(manager.address) as worker:
+        transport = transport_of(worker)
+        transport.close()
+        assert transport.is_closing()
+        transport.write(b"nothing of this is sent")
+        await manager.recorders[1].until_said("resumed")
+        linked(worker).send(Beat(1))
+        await manager.recorders[1].until_numbers(1)
+
+
+@on_both_loops
+async def test_dialler_whose_connection_ends_in_the_moment_before_tls_knows_it() -> None:
+    async with managing(TLS) as manager:
+        loop = asyncio.get_running_loop()
+        sock = await connect(loop, parse_address(manager.address))
+        transport, gate = await pass_client_gate(loop, sock, TOKEN, tls=True)
+        transport.abort()
+        with pytest.raises(ConnectionDropped, match="before TLS began"):
+            await ClientTls().start(transport, gate)
+        await until(lambda: manager.listener.pending == 0)
 
 
 # --- the certificate -----------------------------------------------------------------------------------------------------
@@ -579,7 +622,7 @@ async def test_nothing_secret_shows_in_what_stands_for_it() -> None:
     async with managing(TLS) as manager, joined(manager.address) as worker:
         connection = linked(worker)._connection
         assert connection is not None
-        transport = connection._transport
+        transport = transport_of(worker)
         gate = ClientGate(TOKEN, bytes(32), tls=True)
         shown = [
             ServerTls(),
@@ -591,7 +634,7 @@ async def test_nothing_secret_shows_in_what_stands_for_it() -> None:
             gate,
             ServerGate(TOKEN, bytes(32)),
         ]
-        seal = transport._seal  # type: ignore[attr-defined]
+        seal = transport._seal
         assert len(seal) == 32
         for thing in shown:
             for text in (repr(thing), str(thing)):
