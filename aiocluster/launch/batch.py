@@ -17,7 +17,7 @@ from typing import Any
 
 from aiocluster.errors import LaunchError
 from aiocluster.launch import batch_jobs
-from aiocluster.launch.aws import Api, Aws, AwsError, Fault, items
+from aiocluster.launch.aws import Api, Aws, AwsError, Fault, items, region_of_arn
 from aiocluster.launch.base import Launcher, LaunchRequest, agent_environment
 from aiocluster.launch.batch_jobs import JobState, Unsure
 from aiocluster.launch.marks import CLUSTER, MANAGER, Leftover, leftover, tags
@@ -656,7 +656,7 @@ async def end(leftover: Leftover, *, region: str | None = None, api: Api | None 
     Raises:
         AwsError: AWS was not reached, or does not allow it.
     """
-    asked: Api = Aws(region) if api is None else api
+    asked: Api = Aws(region or region_of_arn(leftover.where)) if api is None else api
     try:
         await batch_jobs.terminate(asked, leftover.id, "aiocluster reap: its manager is gone")
     finally:
