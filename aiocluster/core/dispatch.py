@@ -12,11 +12,12 @@ from typing import NamedTuple
 
 from aiocluster.config import Settings
 from aiocluster.core.calls import DEFAULT_OPTIONS, MAX_KILLS, Call, CallState, PreparingCall
+from aiocluster.core.constraints import Pools
 from aiocluster.core.deadlines import Deadlines
 from aiocluster.core.functions import FunctionTable
 from aiocluster.core.losses import LostWorkers
 from aiocluster.core.places import Lane, LaneKind, WorkerPlace
-from aiocluster.core.pools import Demand, OwnPool, Pool
+from aiocluster.core.pools import OwnPool, Pool
 from aiocluster.core.queues import rank_of
 from aiocluster.core.recalls import Recalls
 from aiocluster.core.verdicts import Verdict, judge
@@ -47,11 +48,9 @@ class Dispatch:
         self._stacked: dict[WorkerPlace, None] = {}
         self._touched: dict[WorkerPlace, None] = {}
         self.places: dict[int, WorkerPlace] = {}
-        self._general = tuple(Pool(kind, None, (), self._wakes) for kind in LaneKind)
+        self._pools = Pools(self.places, self._wakes)
+        self._general = self._pools.general
         self._sync_pool = self._general[LaneKind.SYNC]
-        self._pools: dict[tuple[LaneKind, frozenset[int] | None, Demand], Pool] = {
-            (pool.kind, None, ()): pool for pool in self._general
-        }
         self._lost = LostWorkers()
         self._expecting = False
         self._closed: ClusterClosed | None = None
@@ -89,9 +88,7 @@ class Dispatch:
                 call.pool = own = self._own_pool(place, call)
                 own.queue.append_left(call)
                 own.wake()
-        for pool in self._pools.values():
-            if pool.admits(place) and pool not in place.lanes[pool.kind].pools:
-                pool.join(place)
+        self._pools.open(place)
 
     def close_worker(self, id: int) -> list[Ended]:
         """The worker drains: it takes no more calls, and keeps those it has. Calls that wait for it alone end."""
@@ -99,10 +96,7 @@ class Dispatch:
         place.accepting = False
         place.ending = True
         place.update()
-        for lane in place.lanes:
-            for pool in lane.pools[:]:
-                if isinstance(pool, Pool):
-                    pool.leave(place)
+        self._pools.leave(place)
         # What the worker runs may wait for one of these: they cannot wait for its end.
         return [self._end(call, Ended(call, self._unschedulable(call))) for call in _own_calls(place)]
 
@@ -129,10 +123,7 @@ class Dispatch:
         place.accepting = False
         self._stacked.pop(place, None)
         self._touched.pop(place, None)
-        for lane in place.lanes:
-            for pool in lane.pools[:]:
-                if isinstance(pool, Pool):
-                    pool.leave(place)
+        self._pools.leave(place)
         self._recalls.forget(place)
         for own in place.own_pools():
             self._wakes.pop(own, None)
@@ -222,17 +213,10 @@ class Dispatch:
             cause = self._lost.cause_of(id)
             if cause is not None:
                 return WorkerLost(id, cause, maybe_executed=False, call=call.name)
-        key = (kind, workers, demand)
-        pool = self._pools.get(key)
-        if pool is None:
-            pool = Pool(kind, workers, demand, self._wakes)
-            self._fill_pool(pool)
-        if pool.members:
-            self._pools[key] = pool
-            return pool
-        found = self._pool_without_members(call, pool)
+        pool = self._pools.find(kind, workers, demand)
+        found = pool if pool.members else self._pool_without_members(call, pool)
         if found is pool:
-            self._pools[key] = pool
+            self._pools.use(pool)
         return found
 
     def _pool_without_members(self, call: Call, pool: Pool) -> Pool | OwnPool | Unschedulable:
@@ -293,7 +277,7 @@ class Dispatch:
                 pool = min(wakes, key=_urgency)
                 del wakes[pool]
             pool.fill(touched, now)
-            self._discard_if_empty(pool)
+            self._pools.used(pool)
         if not touched:
             return []
         batches = []
@@ -302,14 +286,6 @@ class Dispatch:
             place.outbox = []
         touched.clear()
         return batches
-
-    def _discard_if_empty(self, pool: Pool | OwnPool) -> None:
-        """Drop the pool of a set of workers, or of a demand, when no call waits in it: users make those without end."""
-        if pool.queue or not isinstance(pool, Pool) or (pool.workers is None and not pool.demand):
-            return
-        self._pools.pop((pool.kind, pool.workers, pool.demand), None)
-        for place in self.places.values():
-            pool.leave(place)
 
     def finished(self, id: int, call_ids: Iterable[int], now: float) -> tuple[list[Call | None], bool]:
         """The worker says that these calls ended there.
@@ -420,7 +396,7 @@ class Dispatch:
             assert call.pool is not None
             self._forget(call)
             call.pool.queue.withdrew(call)
-            self._discard_if_empty(call.pool)
+            self._pools.used(call.pool)
         elif call.state is SENT:
             call.state = ABANDONED
             assert call.lane is not None
@@ -445,7 +421,7 @@ class Dispatch:
         self._closed = error
         ended: list[Ended] = []
         held: list[Call] = []
-        for pool in self._pools.values():
+        for pool in self._pools.all():
             held.extend(pool.queue.drain())
         for place in self.places.values():
             held.extend(_own_calls(place))
@@ -461,7 +437,7 @@ class Dispatch:
 
     @property
     def waiting_calls(self) -> int:
-        return sum(len(pool.queue) for pool in self._pools.values()) + sum(
+        return sum(len(pool.queue) for pool in self._pools.all()) + sum(
             len(pool.queue) for place in self.places.values() for pool in place.own_pools()
         )
 
@@ -503,22 +479,10 @@ class Dispatch:
         call.lane = None
         pool = call.pool
         assert pool is not None
-        if isinstance(pool, Pool) and (pool.workers is not None or pool.demand):
-            key = (pool.kind, pool.workers, pool.demand)
-            known = self._pools.setdefault(key, pool)
-            if known is not pool:
-                call.pool = pool = known
-            elif not pool.members:
-                self._fill_pool(pool)
+        if isinstance(pool, Pool):
+            call.pool = pool = self._pools.again(pool)
         pool.queue.append_left(call)
         self._wakes[pool] = None
-
-    def _fill_pool(self, pool: Pool) -> None:
-        """Let every open worker that may serve the pool join it."""
-        general = self._general[pool.kind]
-        for place in self.places.values():
-            if pool.admits(place) and general in place.lanes[pool.kind].pools:
-                pool.join(place)
 
     def _end(self, call: Call, ended: Ended) -> Ended:
         self._forget(call)
@@ -538,7 +502,7 @@ class Dispatch:
     def _sweep(self) -> list[Ended]:
         """End the calls of pools that no worker can serve: none that is on its way either, and an id is never given again."""
         ended: list[Ended] = []
-        for pool in list(self._pools.values()):
+        for pool in self._pools.all():
             if pool.members or not pool.queue:
                 continue
             for call in pool.queue.take_nested(lambda call: self._prepared_by(call) is not None):
@@ -551,7 +515,7 @@ class Dispatch:
                     self._wakes[found] = None
             if not (self._expecting and self._may_come(pool.workers)):
                 ended.extend(self._end(call, Ended(call, self._unschedulable(call))) for call in pool.queue.drain())
-                self._discard_if_empty(pool)
+            self._pools.used(pool)
         return ended
 
 

@@ -24,15 +24,16 @@ LARGE_CALL = 4096
 class Pool:
     """Calls of one lane kind that may run on any of several workers."""
 
-    __slots__ = ("demand", "kind", "members", "placement", "queue", "wakes", "workers")
+    __slots__ = ("demand", "key", "kind", "members", "placement", "queue", "wakes", "workers")
 
     def __init__(self, kind: LaneKind, workers: frozenset[int] | None, demand: Demand, wakes: dict[Pool | OwnPool, None]) -> None:
         self.kind = kind
         self.workers = workers
         self.demand = demand
+        self.key = (kind, workers, demand)
         self.queue = CallQueue()
         self.placement = Placement()
-        self.members = 0
+        self.members: dict[Lane, None] = {}
         self.wakes = wakes
 
     def admits(self, place: WorkerPlace) -> bool:
@@ -41,16 +42,15 @@ class Pool:
 
     def join(self, place: WorkerPlace) -> None:
         lane = place.lanes[self.kind]
-        lane.pools.append(self)
-        self.members += 1
-        self.refresh(lane)
+        if lane not in self.members:
+            lane.pools.append(self)
+            self.members[lane] = None
+            self.refresh(lane)
 
-    def leave(self, place: WorkerPlace) -> None:
-        lane = place.lanes[self.kind]
-        if self in lane.pools:
-            lane.pools.remove(self)
-            self.members -= 1
-            self.placement.put(lane, CLOSED)
+    def leave(self, lane: Lane) -> None:
+        lane.pools.remove(self)
+        del self.members[lane]
+        self.placement.put(lane, CLOSED)
 
     def refresh(self, lane: Lane) -> None:
         """The lane's level, or what its worker has free, has changed."""

@@ -298,9 +298,9 @@ class Checker:
         for place in core.dispatch.places.values():
             self._look_at_place(place)
         gone = {id for id in self.dropped if id not in core.dispatch.places}
-        for key, pool in core.dispatch._pools.items():
+        for pool in core.dispatch._pools.all():
             if pool.queue and pool.workers is not None and pool.workers <= gone and not pool.members:
-                self._complain(1, f"{pool.queue.head()} waits for workers {sorted(pool.workers)}, which are lost ({key[0].name})")
+                self._complain(1, f"{pool.queue.head()} waits for {sorted(pool.workers)}, which are lost ({pool.kind.name})")
 
     def _look_at_place(self, place: Any) -> None:
         settings = self.cluster.settings
@@ -379,7 +379,7 @@ class Checker:
                 if lane.count or lane.yielded or lane.load > EPSILON:
                     what = f"{lane.count} calls, {lane.yielded} yielded, load {lane.load}"
                     self._complain("bookkeeping", f"lane {lane.kind.name} of worker {place.id} has {what}")
-        for pool in dispatch._pools.values():
+        for pool in dispatch._pools.all():
             if pool.queue:
                 self._complain("bookkeeping", "a pool still has calls")
             self._check_pool(pool)
@@ -400,8 +400,8 @@ class Checker:
 
     def _check_pool(self, pool: Pool) -> None:
         members = sum(1 for place in self.cluster.core.dispatch.places.values() for lane in place.lanes if pool in lane.pools)
-        if members != pool.members:
-            self._complain("bookkeeping", f"a pool counts {pool.members} members and has {members}")
+        if members != len(pool.members):
+            self._complain("bookkeeping", f"a pool counts {len(pool.members)} members and has {members}")
         assert not isinstance(pool, OwnPool)
 
     def over(self) -> None:

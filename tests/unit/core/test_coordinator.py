@@ -8,6 +8,7 @@ import pytest
 
 from aiocluster.config import Settings
 from aiocluster.core.calls import CallState
+from aiocluster.core.constraints import IDLE_POOLS
 from aiocluster.core.coordinator import SETTLE_S, Coordinator
 from aiocluster.core.effects import (
     DropNode,
@@ -585,10 +586,10 @@ def test_a_worker_that_is_retired_and_given_up_is_taken_off_once() -> None:
 
 
 @pytest.mark.parametrize("end", ["cancel", "expire", "sweep"])
-def test_pools_that_users_make_without_end_go_when_nobody_waits_in_them(end: str) -> None:
+def test_of_pools_that_users_make_without_end_few_are_kept_when_nobody_waits_in_them(end: str) -> None:
     bench = Bench(2)
     dispatch = bench.core.dispatch
-    before = len(dispatch._pools)
+    before = len(dispatch._pools.all())
     for id in (1, 2):
         bench.submit(bench.call(workers=[id]))
     for amount in range(1, 20):
@@ -600,7 +601,8 @@ def test_pools_that_users_make_without_end_go_when_nobody_waits_in_them(end: str
     elif end == "sweep":
         bench.core.lose_node("n", "gone", 0.0)
         bench.take()
-    assert len(dispatch._pools) == before
+    assert len(dispatch._pools.all()) <= before + IDLE_POOLS
+    assert all(len(lane.pools) <= 2 + IDLE_POOLS for place in dispatch.places.values() for lane in place.lanes)
     assert bench.core.dispatch.pending_calls in (0, 2)
 
 
