@@ -142,15 +142,23 @@ class CallTimeout(AioclusterError, TimeoutError):
 
 
 class Unschedulable(AioclusterError):
-    """No worker that the cluster has, or waits for, can ever take the call."""
+    """No worker that the cluster has, or waits for, can ever take the call.
 
-    def __init__(self, call: str, reason: str) -> None:
+    Attributes:
+        call: what the call is called.
+        reason: why no worker can take it, and what to try.
+        maybe_executed: True if it was to run again after its worker was lost, so that it may have run there.
+    """
+
+    def __init__(self, call: str, reason: str, *, maybe_executed: bool = False) -> None:
         super().__init__(call, reason)
         self.call = call
         self.reason = reason
+        self.maybe_executed = maybe_executed
 
     def __str__(self) -> str:
-        return f"{self.call} cannot be placed: {self.reason}"
+        fate = "; it MAY have run on a worker that was lost" if self.maybe_executed else ""
+        return f"{self.call} cannot be placed: {self.reason}{fate}"
 
 
 class Overloaded(AioclusterError):

@@ -133,12 +133,15 @@ class Call:
         """True if its options allow another go after one that may have run; uses up a retry."""
         if self.kills >= MAX_KILLS:
             return False
-        if self.options.idempotent:
-            return True
-        if self.retries_left > 0:
+        if self.options.idempotent or self.retries_left > 0:
             self.retries_left -= 1
             return True
         return False
+
+    @property
+    def may_have_run(self) -> bool:
+        """True if it has been let go again after one that may have run."""
+        return self.retries_left < self.options.retries
 
     def __repr__(self) -> str:
         return f"<Call {self.id} {self.name} {self.state.name}>"

@@ -157,12 +157,12 @@ class Dispatch:
         for call in reversed(again):
             call.yielded = False
             if call.pool.__class__ is OwnPool:
-                error = WorkerLost(id, verdict.cause, maybe_executed=False, call=call.name)
+                error = WorkerLost(id, verdict.cause, maybe_executed=call.may_have_run, call=call.name)
                 ended.append(self._end(call, Ended(call, error)))
             else:
                 self._put_back(call)
         for call in _own_calls(place):
-            error = WorkerLost(id, verdict.cause, maybe_executed=False, call=call.name)
+            error = WorkerLost(id, verdict.cause, maybe_executed=call.may_have_run, call=call.name)
             ended.append(self._end(call, Ended(call, error)))
         ended.extend(self._sweep())
         return ended
@@ -243,22 +243,22 @@ class Dispatch:
         return None if place is None or place.preparing is None else place
 
     def _unschedulable(self, call: Call) -> Unschedulable:
+        return Unschedulable(call.name, self._why_unschedulable(call), maybe_executed=call.may_have_run)
+
+    def _why_unschedulable(self, call: Call) -> str:
         options = call.options
         if (prepared := self._prepared_by(call)) is not None:
-            return Unschedulable(
-                call.name,
-                f"no open worker can take it, and worker {prepared.id}, which cannot join before it ends, waits for no other",
-            )
+            return f"no open worker can take it, and worker {prepared.id}, which cannot join before it ends, waits for no other"
         if not self.places:
-            return Unschedulable(call.name, "the cluster has no workers and expects none; `await cluster.scale(n)` starts some")
+            return "the cluster has no workers and expects none; `await cluster.scale(n)` starts some"
         if options.workers is not None:
             named = ", ".join(map(str, sorted(options.workers)))
             have = ", ".join(map(str, list(self.places)[:20]))
-            return Unschedulable(call.name, f"none of the workers {named} can take it; the cluster has {have}")
+            return f"none of the workers {named} can take it; the cluster has {have}"
         wants = ", ".join(f"{name}={amount:g}" for name, amount in options.demand)
         if wants:
-            return Unschedulable(call.name, f"no worker has the resources {wants}; give them to workers when launching")
-        return Unschedulable(call.name, "all workers of the cluster are ending; `await cluster.scale(n)` starts others")
+            return f"no worker has the resources {wants}; give them to workers when launching"
+        return "all workers of the cluster are ending; `await cluster.scale(n)` starts others"
 
     @property
     def has_work(self) -> bool:

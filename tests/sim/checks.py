@@ -247,6 +247,8 @@ class Checker:
             case Unschedulable() | Overloaded():
                 if starts and spec.at_most_once:
                     self._complain(1, f"{spec} had started and ends as {type(error).__name__}: {error}")
+                if starts and not (isinstance(error, Unschedulable) and error.maybe_executed):
+                    self._complain(2, f"{spec} had started, and {error!r} does not say that it may have")
             case ClusterClosed():
                 if not self.closed:
                     self._complain(1, f"{spec} ends as ClusterClosed and the cluster is open")

@@ -52,6 +52,10 @@ EXAMPLES: list[tuple[AioclusterError, str]] = [
     ),
     (CallTimeout("crunch", 0.25), "crunch did not finish within 0.25 s"),
     (Unschedulable("crunch", "no worker has a gpu"), "crunch cannot be placed: no worker has a gpu"),
+    (
+        Unschedulable("crunch", "no worker has a gpu", maybe_executed=True),
+        "crunch cannot be placed: no worker has a gpu; it MAY have run on a worker that was lost",
+    ),
     (Overloaded("2,000,000 calls wait"), "2,000,000 calls wait"),
     (ClusterClosed(), "the cluster is closed"),
     (ClusterClosed("the manager got SIGTERM"), "the manager got SIGTERM"),

@@ -654,6 +654,20 @@ def test_idempotent_call_is_blamed_after_three_workers_and_says_so() -> None:
     assert f"killed {MAX_KILLS} workers" in lost(ended, call).cause
 
 
+@pytest.mark.parametrize("options", [{"retries": 1}, {"idempotent": True}], ids=str)
+@pytest.mark.parametrize("ran", [True, False])
+def test_call_that_was_to_run_again_and_cannot_be_placed_says_whether_it_may_have_run(options: Any, ran: bool) -> None:
+    desk = Desk(1)
+    call = desk.run(**options)
+    desk.core.expect(True)
+    assert desk.lose(1, GONE if ran else Verdict("gone", recorded=True)) == []
+    (ended,) = desk.core.expect(False)
+    assert ended.call is call
+    assert isinstance(ended.error, Unschedulable)
+    assert ended.error.maybe_executed is ran
+    assert ("MAY have run" in str(ended.error)) is ran
+
+
 def test_chunk_of_several_items_is_not_repeated_but_says_how_far_it_came() -> None:
     desk = Desk(1)
     chunk = desk.run(items=10, mode=Mode.CHUNK, idempotent=True)

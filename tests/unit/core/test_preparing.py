@@ -8,6 +8,7 @@ import pytest
 
 from aiocluster.config import Settings
 from aiocluster.core.calls import Call, CallState
+from aiocluster.core.verdicts import Verdict
 from aiocluster.errors import Unschedulable, WorkerLost
 
 from .test_dispatch import Desk
@@ -176,6 +177,18 @@ def test_what_was_made_elsewhere_for_a_preparation_waits_for_no_worker_either() 
     desk.core.close_worker(1)
     deeper = wait_for(desk, between)
     assert desk.homes(deeper) == [new]
+
+
+def test_call_that_may_have_run_on_an_open_worker_is_not_said_never_to_have_when_the_other_is_lost_too() -> None:
+    desk, new = joining(1)
+    call = wait_for(desk, begin(desk, new), retries=1)
+    assert desk.homes(call) == [1]
+    assert desk.lose(1) == []
+    desk.place()
+    assert desk.homes(call) == [1, new]
+    (error,) = [one.error for one in desk.lose(new, Verdict("crashed", recorded=True)) if one.call is call]
+    assert isinstance(error, WorkerLost)
+    assert error.maybe_executed
 
 
 def test_worker_that_is_retired_before_it_is_open_serves_nothing_more() -> None:
