@@ -192,6 +192,7 @@ class TlsTransport(asyncio.Transport, asyncio.BufferedProtocol):
         self._agreed = False
         self._protocol: asyncio.BufferedProtocol | None = None
         self._settled = False  # `opened` or `failed` has been called
+        self._eof = False  # nothing more arrives
         self._ended = False  # nothing that arrives is looked at any more
         self._reading = True
         self._error: Exception | None = None
@@ -271,13 +272,15 @@ class TlsTransport(asyncio.Transport, asyncio.BufferedProtocol):
             try:
                 size = self._read_into(buffer)
             except ssl.SSLWantReadError:
+                if self._eof:
+                    self._end_of_stream()
+                    return
                 break
             except ssl.SSLError as error:
                 self._break(error)
                 return
             if not size:  # the peer has said, within TLS, that this was all
-                if not self.eof_received():
-                    self._transport.close()
+                self._end_of_stream()
                 return
             protocol.buffer_updated(size)
         if self._outgoing.pending and not self._ended:
@@ -291,8 +294,16 @@ class TlsTransport(asyncio.Transport, asyncio.BufferedProtocol):
         self._error = ConnectionResetError(f"TLS failed: {_reason(error)}")
         self._transport.abort()
 
-    def eof_received(self) -> bool:
+    def _end_of_stream(self) -> None:
         self._ended = True
+        if self._protocol is None or not self._protocol.eof_received():
+            self._transport.close()
+
+    def eof_received(self) -> bool:
+        if self._settled and not self._ended:
+            self._eof = True  # told when all that came before it has been handed on, which a pause can hold up
+            self._deliver()
+            return True
         return self._protocol is not None and bool(self._protocol.eof_received())
 
     def pause_writing(self) -> None:
@@ -315,7 +326,7 @@ class TlsTransport(asyncio.Transport, asyncio.BufferedProtocol):
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         self._protocol = cast(asyncio.BufferedProtocol, protocol)
-        if self._incoming.pending:  # it came before there was anybody to hand it to
+        if self._incoming.pending or self._eof:  # it came before there was anybody to hand it to
             asyncio.get_running_loop().call_soon(self._deliver)
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
@@ -326,11 +337,13 @@ class TlsTransport(asyncio.Transport, asyncio.BufferedProtocol):
 
     def pause_reading(self) -> None:
         self._reading = False
-        self._transport.pause_reading()
+        if not self._eof:
+            self._transport.pause_reading()
 
     def resume_reading(self) -> None:
         self._reading = True
-        self._transport.resume_reading()
+        if not self._eof:
+            self._transport.resume_reading()
         # Not from in here: whoever resumes may not be ready for what has been decrypted or waits to be.
         asyncio.get_running_loop().call_soon(self._deliver)
 
@@ -363,7 +376,10 @@ class TlsTransport(asyncio.Transport, asyncio.BufferedProtocol):
     def write_eof(self) -> None:
         """Say that this was all, in TLS and below it; what the peer still says is not heard any more."""
         self._end_tls()
-        self._transport.write_eof()
+        if self._eof:  # the peer has said so before
+            self._transport.close()
+        else:
+            self._transport.write_eof()
 
     def _end_tls(self) -> None:
         self._ended = True

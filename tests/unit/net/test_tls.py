@@ -23,9 +23,9 @@ from aiocluster.net.address import TcpAddress, parse_address
 from aiocluster.net.gate import ConnectionDropped, pass_client_gate
 from aiocluster.net.sockets import connect
 from aiocluster.net.tls import ClientTls, ServerTls, TlsTransport
-from aiocluster.wire.frames import encode
+from aiocluster.wire.frames import FrameDecoder, FrameLimits, encode
 from aiocluster.wire.handshake import PLAIN, ClientGate, ServerGate
-from aiocluster.wire.messages import Beat
+from aiocluster.wire.messages import Beat, Welcome
 
 from .harness import TOKEN, Recorder, bulk, joined, linked, managing, on_both_loops, open_streams, until, worker_hello
 
@@ -522,6 +522,64 @@ async def test_reading_that_is_paused_while_frames_are_handed_on_stops_there() -
                 await there.until(lambda before=before: len(there.numbers) > before)  # type: ignore[misc]
                 assert len(there.numbers) - before < 10, "one record's frames at a time"
             assert there.numbers == list(range(20))
+
+
+@on_both_loops
+async def test_reader_that_pauses_all_the_time_still_hears_everything_up_to_the_goodbye() -> None:
+    def pause(recorder: Recorder) -> None:
+        recorder.on_frames = lambda link, frames: link.pause_reading()
+
+    async with managing(TLS) as manager:
+        manager.prepare = pause
+        async with joined(manager.address) as worker:
+            there = manager.recorders[1]
+            for number in range(20):
+                linked(worker).send(bulk(number), [bytes(3_000)])
+            linked(worker).close()
+            while "closed" not in there.story:
+                before = len(there.numbers)
+                linked(there).resume_reading()
+                await there.until(lambda before=before: len(there.numbers) > before or "closed" in there.story)  # type: ignore[misc]
+            assert there.numbers == list(range(20))
+            assert there.story == ["opened", "closed"]
+            assert there.error is None
+
+
+@on_both_loops
+async def test_hello_in_one_record_with_the_seal_is_welcomed() -> None:
+    async with managing(TLS) as manager, visiting(manager.address) as streams:
+        gate = await pass_gate(streams)
+        session = Session(careless(), streams)
+        await session.agree()
+        await session.say(gate.seal + HELLO)
+        decoder = FrameDecoder(FrameLimits())
+        (welcome,) = decoder.feed(await session.hear())
+        assert welcome.message == Welcome(0, {"worker": 1})
+        assert manager.recorders[1].story == ["opened"]
+
+
+@on_both_loops
+async def test_link_stands_though_every_byte_comes_by_itself() -> None:
+    async with managing(TLS) as manager:
+
+        async def relay(client: Streams) -> None:
+            async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                with contextlib.suppress(ConnectionError):
+                    while part := await reader.read(1):
+                        writer.write(part)
+                        await asyncio.sleep(0)
+                writer.transport.abort()
+
+            async with visiting(manager.address) as upstream, asyncio.TaskGroup() as group:
+                group.create_task(pump(client[0], upstream[1]))
+                group.create_task(pump(upstream[0], client[1]))
+
+        async with listening(relay) as address, joined(address) as worker:
+            linked(worker).send(bulk(1), [b"there"])
+            linked(manager.recorders[1]).send(bulk(2), [b"back"])
+            await manager.recorders[1].until_numbers(1)
+            await worker.until_numbers(1)
+            assert worker.story == ["opened"]
 
 
 @on_both_loops
