@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import secrets
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from random import random as _random
@@ -17,10 +16,11 @@ from typing import Any
 
 from aiocluster.errors import LaunchError
 from aiocluster.launch import batch_jobs
-from aiocluster.launch.aws import Api, Aws, AwsError, Fault, items, region_of_arn
+from aiocluster.launch.aws import Api, Aws, AwsError, Fault
 from aiocluster.launch.base import Launcher, LaunchRequest, agent_environment
 from aiocluster.launch.batch_jobs import JobState, Unsure
-from aiocluster.launch.marks import CLUSTER, MANAGER, Leftover, leftover, tags
+from aiocluster.launch.batch_leftovers import end, leftovers
+from aiocluster.launch.batch_shape import JobShape
 from aiocluster.launch.naming import PATTERN
 from aiocluster.launch.own_job import OwnJobDetail, describe_own_job, own_job
 from aiocluster.launch.poller import Figures, Poller
@@ -31,7 +31,6 @@ __all__ = ["Batch", "end", "leftovers"]
 
 logger = logging.getLogger("aiocluster")
 
-KIND = "batch job"
 TIMEOUT_S = 25 * 60.0
 """Compute environments start instances, which takes minutes, and more when many are wanted."""
 END_GRACE_S = 10.0
@@ -167,21 +166,25 @@ class Batch(Launcher):
         random: Callable[[], float] = _random,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        _check(name, memory, vcpus, gpus, retry, job_timeout, command, env or {}, workers_per_node)
+        if workers_per_node < 1:
+            raise ValueError(f"workers_per_node must be at least 1, not {workers_per_node}")
+        self._shape = JobShape(
+            name=name,
+            memory=memory,
+            vcpus=vcpus,
+            gpus=gpus,
+            tags=tags or {},
+            share_identifier=share_identifier,
+            retry=retry,
+            job_timeout=job_timeout,
+            command=command,
+            env=env or {},
+        )
         self.workers_per_node: int | None = workers_per_node
         self.reach = Reach(advertise=advertise, host=host, port=port, network=network)
         self._environ = os.environ if environ is None else environ
         self._queue = queue
         self._definition = definition
-        self._job_name = name
-        self._requirements = _requirements(memory, vcpus, gpus)
-        self._vcpus = vcpus
-        self._tags = dict(tags or {})
-        self._share_identifier = share_identifier
-        self._retry = retry
-        self._job_timeout = job_timeout
-        self._command = list(command)
-        self._env = dict(env or {})
         self._random = random
         self._pause = pause
         self._api: Api = Aws(region, environ=self._environ) if api is None else api
@@ -211,8 +214,10 @@ class Batch(Launcher):
         await self._check_room(request, queue)
         submissions = []
         for nodes in batch_jobs.parts(request.nodes):
-            arguments = await self._arguments(request, nodes, queue, definition)
-            batch_jobs.check_overrides(arguments["containerOverrides"])
+            environment = await self._environment(request, nodes[0])
+            arguments = self._shape.submission(
+                request.cluster_id, environment, queue=queue, definition=definition, size=len(nodes)
+            )
             submission = _Submission(arguments, request)
             submission.size = len(nodes)
             submissions.append((submission, [_Node(name, index, submission) for index, name in enumerate(nodes)]))
@@ -259,13 +264,13 @@ class Batch(Launcher):
             logger.warning("%s", room.trouble)
         if room.vcpus is None:
             return
-        taken = self._vcpus * sum(len(submission.kept) for submission in self._submissions)
+        taken = self._shape.vcpus * sum(len(submission.kept) for submission in self._submissions)
         if self._own is not None and queue in (self._own.queue, self._own.queue.rpartition("/")[2]):
             taken += self._own.vcpus  # the manager runs there itself
-        fit = max(0, int((room.vcpus - taken) // self._vcpus))
+        fit = max(0, int((room.vcpus - taken) // self._shape.vcpus))
         possible = sum(request.workers[node] for node in request.nodes[:fit])
         beside = f" beside {taken:g} that this cluster takes already" if taken else ""
-        limit = f"queue {queue} has {room.vcpus:g} vCPUs at most{beside}, and a node takes {self._vcpus:g}"
+        limit = f"queue {queue} has {room.vcpus:g} vCPUs at most{beside}, and a node takes {self._shape.vcpus:g}"
         if possible < request.minimum:
             raise LaunchError(
                 f"{request.minimum} workers are needed, and only {possible} can ever run: {limit}; "
@@ -274,36 +279,14 @@ class Batch(Launcher):
         if fit < len(request.nodes):
             logger.warning("only %d of %d workers can run at once: %s", possible, sum(request.workers.values()), limit)
 
-    async def _arguments(self, request: LaunchRequest, nodes: Sequence[str], queue: str, definition: str) -> dict[str, Any]:
-        """Those of SubmitJob."""
-        prefix, _, first = nodes[0].rpartition("-")
-        environment = {**self._env, **agent_environment(request, f"{prefix}-{PATTERN}"), "AIOCLUSTER_NODE_FIRST": first}
+    async def _environment(self, request: LaunchRequest, first_node: str) -> dict[str, str]:
+        """What agents are told; the same for all of one job."""
+        prefix, _, first = first_node.rpartition("-")
+        environment = {**agent_environment(request, f"{prefix}-{PATTERN}"), "AIOCLUSTER_NODE_FIRST": first}
         if self._store is not None:
             del environment["AIOCLUSTER_TOKEN"]
             environment.update(await self._store.put(request.cluster_id, request.token))
-        key = secrets.token_hex(4)
-        retry: dict[str, Any] = {"attempts": 1 + self._retry}  # given also when it is 1: definitions may say otherwise
-        if self._retry:
-            retry["evaluateOnExit"] = [{"onStatusReason": "Host EC2*", "action": "RETRY"}, {"onReason": "*", "action": "EXIT"}]
-        arguments: dict[str, Any] = {
-            "jobName": f"{self._job_name}-{request.cluster_id}-{key}",
-            "jobQueue": queue,
-            "jobDefinition": definition,
-            "containerOverrides": {
-                "command": self._command,
-                "environment": [{"name": name, "value": value} for name, value in environment.items()],
-                "resourceRequirements": self._requirements,
-            },
-            "retryStrategy": retry,
-            "tags": {**self._tags, **tags(request.cluster_id)},
-        }
-        if len(nodes) > 1:
-            arguments["arrayProperties"] = {"size": len(nodes)}
-        if self._share_identifier is not None:
-            arguments["shareIdentifier"] = self._share_identifier
-        if self._job_timeout is not None:
-            arguments["timeout"] = {"attemptDurationSeconds": round(self._job_timeout)}
-        return arguments
+        return environment
 
     async def _submit(self, submission: _Submission) -> None:
         id = await batch_jobs.submit(self._api, submission.arguments, submission.unsure, pause=self._pause, random=self._random)
@@ -411,7 +394,7 @@ class Batch(Launcher):
             return name
         first, _, attempt = name.rpartition(".")
         node = self._nodes.get(first)
-        if node is None or not attempt.isdecimal() or not node.attempt < int(attempt) <= 1 + self._retry or node.stopping:
+        if node is None or not attempt.isdecimal() or not node.attempt < int(attempt) <= 1 + self._shape.retry or node.stopping:
             return None
         self._next_attempt(node, int(attempt), None)
         return name
@@ -422,7 +405,7 @@ class Batch(Launcher):
         found = self._nodes.get(node)
         if found is None or found.name != node or found.ended:
             return  # that attempt is over; a later one is another node
-        if lost and found.attempt <= self._retry:
+        if lost and found.attempt <= self._shape.retry:
             self._poller.hurry()
             await self._wait_for([found], LOST_WAIT_S)
             if found.name != node or found.ended:
@@ -555,109 +538,3 @@ class Batch(Launcher):
         task = asyncio.create_task(coroutine, name=f"aiocluster batch: {what}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _requirements(memory: int | None, vcpus: float, gpus: int | None) -> list[dict[str, str]]:
-    wanted = {"VCPU": f"{vcpus:g}"}
-    if memory is not None:
-        wanted["MEMORY"] = str(memory)
-    if gpus:
-        wanted["GPU"] = str(gpus)
-    return [{"type": kind, "value": value} for kind, value in wanted.items()]
-
-
-def _check(
-    name: str,
-    memory: int | None,
-    vcpus: float,
-    gpus: int | None,
-    retry: int,
-    job_timeout: float | None,
-    command: Sequence[str],
-    env: Mapping[str, str],
-    workers_per_node: int,
-) -> None:
-    """Raises `ValueError` for what AWS would refuse later, or what makes no sense."""
-    if not name or len(name) > 90 or not name.isascii() or not name.replace("-", "").replace("_", "").isalnum():
-        raise ValueError(f"name must have letters, digits, - and _, 90 at most, not {name!r}")
-    if not name[0].isalnum():
-        raise ValueError(f"name must begin with a letter or a digit, not {name!r}")
-    for what, value, least in (
-        ("memory", memory, 4),
-        ("vcpus", vcpus, 0.25),
-        ("gpus", gpus, 0),
-        ("job_timeout", job_timeout, 60),
-        ("workers_per_node", workers_per_node, 1),
-    ):
-        if value is not None and value < least:
-            raise ValueError(f"{what} must be at least {least}, not {value}")
-    if not 0 <= retry <= 9:
-        raise ValueError(f"retry must be between 0 and 9, not {retry}")
-    if isinstance(command, str) or not command:
-        raise ValueError(f"command must be a list of strings, not {command!r}")
-    reserved = [key for key in env if key.startswith("AWS_BATCH")]
-    if reserved:
-        raise ValueError(f"env: {', '.join(reserved)}: names that begin with AWS_BATCH are reserved by AWS")
-
-
-# --- what is left of others --------------------------------------------------------------------------------------------------
-
-
-async def leftovers(*, region: str | None = None, api: Api | None = None) -> list[Leftover]:
-    """The jobs of all queues of a region that a cluster has started and that have not ended, the children of arrays left out.
-
-    Raises:
-        AwsError: AWS does not tell.
-    """
-    asked: Api = Aws(region) if api is None else api
-    try:
-        queues = [str(queue["jobQueueArn"]) async for queue in items(asked, "batch", "describe_job_queues", "jobQueues")]
-        ids = [
-            str(job["jobId"])
-            for queue in queues
-            for status in batch_jobs.STATES
-            async for job in items(asked, "batch", "list_jobs", "jobSummaryList", jobQueue=queue, jobStatus=status)
-        ]
-        ours = [job for job in await _described(asked, dict.fromkeys(ids)) if CLUSTER in (job.get("tags") or {})]
-        managers = {job: f"batch:{job.replace('#', '@')}" for job in _managers(ours)}
-        known = {managers[str(job["jobId"])]: job["status"] not in batch_jobs.ENDED for job in await _described(asked, managers)}
-        return [
-            leftover(
-                job["tags"],
-                kind=KIND,
-                id=str(job["jobId"]),
-                name=str(job["jobName"]),
-                state=str(job["status"]),
-                where=str(job["jobQueue"]),
-                manager_alive=known.get(job["tags"].get(MANAGER, "")),
-            )
-            for job in ours
-            if job["status"] not in batch_jobs.ENDED
-        ]
-    finally:
-        await asked.close()
-
-
-def _managers(jobs: Iterable[Mapping[str, Any]]) -> list[str]:
-    marks = dict.fromkeys(str(job["tags"].get(MANAGER, "")) for job in jobs)
-    return [mark.removeprefix("batch:").replace("@", "#") for mark in marks if mark.startswith("batch:")]
-
-
-async def _described(api: Api, ids: Iterable[str]) -> list[Mapping[str, Any]]:
-    wanted, found = list(ids), []
-    for i in range(0, len(wanted), 100):
-        found += (await api.call("batch", "describe_jobs", jobs=wanted[i : i + 100])).get("jobs", [])
-    return found
-
-
-async def end(leftover: Leftover, *, region: str | None = None, api: Api | None = None) -> None:
-    """Terminate what `leftovers` has found.
-
-    Raises:
-        AwsError: AWS was not reached, or does not allow it.
-    """
-    asked: Api = Aws(region or region_of_arn(leftover.where)) if api is None else api
-    try:
-        await batch_jobs.terminate(asked, leftover.id, "aiocluster reap: its manager is gone")
-    finally:
-        await asked.close()

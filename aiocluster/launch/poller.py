@@ -79,12 +79,15 @@ class Pace(Generic[S]):
         return max(0.0, self._due - now) if self._known else float("inf")
 
     def requests(self) -> list[tuple[str, ...]]:
-        """The ids to ask for in one round, request by request."""
+        """The ids to ask for in one round, request by request; those whose states are the oldest first."""
         ids, at_once = list(self._known), self._figures.at_once
         return [tuple(ids[i : i + at_once]) for i in range(0, len(ids), at_once)]
 
-    def seen(self, states: Mapping[str, S]) -> dict[str, S]:
+    def seen(self, asked: Iterable[str], states: Mapping[str, S]) -> dict[str, S]:
         """Those of an answer that are watched and have changed; from now on this is what is known of them."""
+        for id in asked:  # to the end: a round that is broken off does not begin with them again
+            if id in self._known:
+                self._known[id] = self._known.pop(id)
         changes = {id: state for id, state in states.items() if id in self._known and self._known[id] != state}
         self._known.update(changes)
         return changes
@@ -200,7 +203,7 @@ class Poller(Generic[S]):
             self._pace.rested(changed=changed, now=self._now())
 
     async def _request(self, ids: Sequence[str]) -> bool:
-        changes = self._pace.seen(await self._ask(ids))
+        changes = self._pace.seen(ids, await self._ask(ids))
         for id, state in changes.items():
             self._changed(id, state)
         return bool(changes)

@@ -104,12 +104,22 @@ def test_a_request_has_as_many_ids_as_the_api_takes(n: int, sizes: list[int]) ->
 def test_only_changes_are_told_and_only_of_what_is_watched() -> None:
     one = pace()
     one.add(["a", "b"], now=0.0)
-    assert one.seen({"a": "RUNNABLE", "b": "RUNNABLE", "c": "RUNNING"}) == {"a": "RUNNABLE", "b": "RUNNABLE"}
-    assert one.seen({"a": "RUNNABLE", "b": "RUNNING"}) == {"b": "RUNNING"}
-    assert one.seen({"a": "RUNNABLE"}) == {}
+    assert one.seen("ab", {"a": "RUNNABLE", "b": "RUNNABLE", "c": "RUNNING"}) == {"a": "RUNNABLE", "b": "RUNNABLE"}
+    assert one.seen("ab", {"a": "RUNNABLE", "b": "RUNNING"}) == {"b": "RUNNING"}
+    assert one.seen("ab", {"a": "RUNNABLE"}) == {}
     one.drop(["b"])
-    assert one.seen({"b": "FAILED"}) == {}
+    assert one.seen("ab", {"b": "FAILED"}) == {}
     assert len(one) == 1
+
+
+def test_a_round_that_is_broken_off_begins_next_time_with_those_that_were_not_asked_for() -> None:
+    one = pace()
+    one.add(ids(150), now=0.0)
+    first, second = one.requests()
+    one.seen(first, {})
+    one.failed(now=0.0)
+    again = [id for request in one.requests() for id in request]
+    assert again == [*second, *first]
 
 
 class Asked:
