@@ -295,7 +295,7 @@ class Batch(Launcher):
     def _submitted(self, submission: _Submission, id: str) -> None:
         submission.id = id
         nodes = self._submissions[submission]
-        logger.info("spawned %s %s (n=%d)", "array job ID" if len(nodes) > 1 else "job ID", id, len(nodes))
+        logger.info("spawned %s %s (n=%d)", "array job ID" if submission.size > 1 else "job ID", id, submission.size)
         self._by_job.update((node.job_id, node) for node in nodes)
         self._poller.watch(node.job_id for node in nodes)
 
@@ -361,8 +361,10 @@ class Batch(Launcher):
         if submission.id is not None:
             self._by_job.pop(node.job_id, None)
             self._poller.forget([node.job_id])
+            self._terminating.pop(node.job_id, None)
         if not nodes and not submission.unsure.maybe_done:
             self._submissions.pop(submission, None)
+            self._terminating.pop(submission.id or "", None)
 
     def _keep_lines(self, name: str, lines: tuple[str, ...]) -> None:
         self._lines[name] = lines
@@ -428,7 +430,8 @@ class Batch(Launcher):
             if running:
                 self._poller.hurry()
                 await self._wait_for(running, max(grace_s, END_GRACE_S))
-            await self._try(self._end([node for node in running if not node.ended], END_WAIT_S), failed)
+            left = [node for node in live if node in self._submissions.get(node.submission, ())]
+            await self._try(self._end(left, END_WAIT_S), failed)
             await self._try(self._end_doubles(), failed)
             if self._store is not None:
                 await self._try(self._store.close(), failed)

@@ -537,6 +537,23 @@ async def test_close_leaves_nodes_that_run_the_time_to_end_by_themselves() -> No
         aws.closed = 0
 
 
+async def test_nodes_that_have_not_begun_are_ended_after_those_that_run_have_ended_by_themselves() -> None:
+    async with opened() as (aws, launcher, told):
+        await launcher.start(told.request(*nodes(3)))
+        aws.become("job-1:0", "RUNNING")
+        aws.become("job-1:1", "RUNNABLE")
+        await told.until(lambda: ("batch-1", "RUNNING", "") in told.of("observed"))
+        closing = asyncio.ensure_future(launcher.close(60.0))
+        asked = aws.count("describe_jobs")
+        await aws.until(lambda: aws.count("describe_jobs") > asked)
+        assert aws.count("terminate_job") == 0
+        aws.become("job-1:0", "SUCCEEDED")
+        await closing
+        assert [asked["jobId"] for asked in aws.arguments("terminate_job")] == ["job-1"]
+        assert {aws.jobs[f"job-1:{index}"]["status"] for index in (1, 2)} == {"FAILED"}
+        aws.closed = 0
+
+
 async def test_close_ends_what_it_can_and_says_what_it_could_not() -> None:
     aws, told = FakeAws(), Told()
     launcher = batch_of(aws)
