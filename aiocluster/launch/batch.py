@@ -425,8 +425,8 @@ class Batch(Launcher):
             live = [node for submission in settled for node in self._submissions.get(submission, ())]
             running = [node for node in live if node.begun]
             busy = {node.submission for node in running}
-            # They have no link by which they could have been told.
-            await self._try(self._end([node for node in live if node.submission not in busy], 0.0), failed)
+            # They have no link by which they could have been told. What fails here is tried once more below.
+            await self._try(self._end([node for node in live if node.submission not in busy], 0.0), [])
             if running:
                 self._poller.hurry()
                 await self._wait_for(running, max(grace_s, END_GRACE_S))

@@ -559,7 +559,7 @@ async def test_close_ends_what_it_can_and_says_what_it_could_not() -> None:
     launcher = batch_of(aws)
     await launcher.start(told.request("batch-1"))
     await launcher.start(told.request("batch-2"))
-    aws.fail("terminate_job", DENIED)
+    aws.fail("terminate_job", DENIED, DENIED, DENIED)
     with pytest.raises(LaunchError, match="jobs that could not be terminated: job-1: access denied"):
         await launcher.close(0.0)
     assert aws.live() == ["job-1"]
