@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from random import random as _random
 from typing import Any
 
@@ -18,7 +18,8 @@ from aiocluster.errors import LaunchError
 from aiocluster.launch import batch_jobs
 from aiocluster.launch.aws import Api, Aws, AwsError, Fault
 from aiocluster.launch.base import Launcher, LaunchRequest, agent_environment
-from aiocluster.launch.batch_jobs import JobState, Unsure
+from aiocluster.launch.batch_fleet import Fleet, Node, Submission, attempted
+from aiocluster.launch.batch_jobs import JobState
 from aiocluster.launch.batch_leftovers import end, leftovers
 from aiocluster.launch.batch_shape import JobShape
 from aiocluster.launch.naming import PATTERN
@@ -44,70 +45,7 @@ LOG_WAIT_S = 1.0
 """CloudWatch Logs have a container's last lines a moment after its end."""
 KEPT_LINES = 1000
 """Nodes whose last lines are kept after their end."""
-AT_ONCE = 8
-"""Requests to terminate jobs that are under way at the same time."""
 NAME = "aiocluster"
-
-
-class _Submission:
-    """One job, from before it is asked for."""
-
-    def __init__(self, arguments: Mapping[str, Any], request: LaunchRequest) -> None:
-        self.arguments = arguments
-        self.request = request
-        self.unsure = Unsure()
-        self.id: str | None = None
-        self.size = 0
-        self.kept: set[_Node] = set()
-        """Nodes that run, or will, and that nobody has told to end."""
-        self.task: asyncio.Task[None] | None = None
-        self.lock = asyncio.Lock()
-        self.settled = False
-
-    @property
-    def name(self) -> str:
-        return str(self.arguments["jobName"])
-
-    @property
-    def queue(self) -> str:
-        return str(self.arguments["jobQueue"])
-
-
-class _Node:
-    """One node: a child of an array job, or a plain job, with the attempt that runs now."""
-
-    def __init__(self, name: str, index: int, submission: _Submission) -> None:
-        self.names = [name]
-        """One for each attempt that is known, the latest last."""
-        self.index = index
-        self.submission = submission
-        self.attempt = 1
-        self.state: JobState | None = None
-        self.changed = asyncio.Event()
-        """Set at each change of attempt and at the end."""
-
-    @property
-    def job_id(self) -> str:
-        submission = self.submission
-        assert submission.id is not None
-        return submission.id if submission.size == 1 else f"{submission.id}:{self.index}"
-
-    @property
-    def stopping(self) -> bool:
-        """It was told to end."""
-        return not self.ended and self not in self.submission.kept
-
-    @property
-    def name(self) -> str:
-        return self.names[-1]
-
-    @property
-    def ended(self) -> bool:
-        return self.state is not None and self.state.ended
-
-    @property
-    def begun(self) -> bool:
-        return self.state is not None and self.state.status in ("STARTING", "RUNNING")
 
 
 class Batch(Launcher):
@@ -185,25 +123,18 @@ class Batch(Launcher):
         self._environ = os.environ if environ is None else environ
         self._queue = queue
         self._definition = definition
-        self._random = random
         self._pause = pause
         self._api: Api = Aws(region, environ=self._environ) if api is None else api
         self._store = None if secret_store is None else SecretStore(secret_store, self._api)
         self._own: OwnJobDetail | None = None
-        self._submissions: dict[_Submission, dict[_Node, None]] = {}
-        """With their nodes, until all of these have been forgotten."""
-        self._nodes: dict[str, _Node] = {}
-        """By each name that they have had."""
-        self._by_job: dict[str, _Node] = {}
         self._lines: dict[str, tuple[str, ...]] = {}
         self._over: deque[str] = deque()
         """Nodes that have ended, the oldest first."""
-        self._terminating: dict[str, asyncio.Task[None]] = {}
-        self._slots = asyncio.Semaphore(AT_ONCE)
         self._tasks: set[asyncio.Task[None]] = set()
         self._poller: Poller[JobState] = Poller(
             self._ask, self._changed, name="aiocluster batch: watch jobs", figures=figures, random=random
         )
+        self._fleet = Fleet(self._api, self._poller, pause=pause, random=random)
 
     # --- starting ------------------------------------------------------------------------------------------------------------
 
@@ -218,20 +149,14 @@ class Batch(Launcher):
             arguments = self._shape.submission(
                 request.cluster_id, environment, queue=queue, definition=definition, size=len(nodes)
             )
-            submission = _Submission(arguments, request)
-            submission.size = len(nodes)
-            submissions.append((submission, [_Node(name, index, submission) for index, name in enumerate(nodes)]))
-        for submission, made in submissions:  # recorded before anything is asked of AWS
-            submission.kept.update(made)
-            self._submissions[submission] = dict.fromkeys(made)
-            self._nodes.update((node.name, node) for node in made)
+            submissions.append((Submission(arguments, request), nodes))
+        for submission, nodes in submissions:  # recorded before anything is asked of AWS
+            self._fleet.record(submission, nodes)
         try:
-            for submission, _made in submissions:
-                # A task of its own: what AWS has been asked is heard to its end, also when nobody waits for it any more.
-                submission.task = asyncio.create_task(self._submit(submission), name=f"submit {submission.name}")
-                await asyncio.shield(submission.task)
+            for submission, _nodes in submissions:
+                await self._fleet.submit(submission)
         finally:
-            for submission, _made in submissions:
+            for submission, _nodes in submissions:
                 submission.unsure.abandoned = True
 
     async def _where(self) -> tuple[str, str]:
@@ -264,7 +189,7 @@ class Batch(Launcher):
             logger.warning("%s", room.trouble)
         if room.vcpus is None:
             return
-        taken = self._shape.vcpus * sum(len(submission.kept) for submission in self._submissions)
+        taken = self._shape.vcpus * sum(len(submission.kept) for submission in self._fleet.submissions)
         if self._own is not None and queue in (self._own.queue, self._own.queue.rpartition("/")[2]):
             taken += self._own.vcpus  # the manager runs there itself
         fit = max(0, int((room.vcpus - taken) // self._shape.vcpus))
@@ -288,17 +213,6 @@ class Batch(Launcher):
             environment.update(await self._store.put(request.cluster_id, request.token))
         return environment
 
-    async def _submit(self, submission: _Submission) -> None:
-        id = await batch_jobs.submit(self._api, submission.arguments, submission.unsure, pause=self._pause, random=self._random)
-        self._submitted(submission, id)
-
-    def _submitted(self, submission: _Submission, id: str) -> None:
-        submission.id = id
-        nodes = self._submissions[submission]
-        logger.info("spawned %s %s (n=%d)", "array job ID" if submission.size > 1 else "job ID", id, submission.size)
-        self._by_job.update((node.job_id, node) for node in nodes)
-        self._poller.watch(node.job_id for node in nodes)
-
     # --- what AWS says -------------------------------------------------------------------------------------------------------
 
     async def _ask(self, ids: Sequence[str]) -> dict[str, JobState]:
@@ -306,7 +220,7 @@ class Batch(Launcher):
         return {str(job["jobId"]): JobState.of(job) for job in answer.get("jobs", ())}
 
     def _changed(self, id: str, state: JobState) -> None:
-        node = self._by_job.get(id)
+        node = self._fleet.by_job.get(id)
         if node is None:
             return
         told_to_end = node.stopping
@@ -315,17 +229,17 @@ class Batch(Launcher):
         node.state = state
         if state.ended:
             node.changed.set()
-            self._forget(node)
+            self._fleet.forget(node)
             if not told_to_end:
                 self._spawn(self._tell_end(node, state), f"tell the end of {node.name}")
         else:
             node.submission.request.observed(node.name, state.status, batch_jobs.observed_reason(state))
 
-    def _next_attempt(self, node: _Node, attempt: int, state: JobState | None) -> None:
+    def _next_attempt(self, node: Node, attempt: int, state: JobState | None) -> None:
         """AWS Batch has given the node another go: that is another node in its place."""
         before, node.attempt = node.name, attempt
         node.names.append(f"{node.names[0]}.{attempt}")
-        self._nodes[node.name] = node
+        self._fleet.nodes[node.name] = node
         request = node.submission.request
         request.expect(node.name, before)
         why = (state.previous if state else "") or "its attempt has ended"
@@ -333,12 +247,12 @@ class Batch(Launcher):
         node.changed.set()
         node.changed = asyncio.Event()
 
-    async def _tell_attempt(self, node: _Node, name: str, reason: str, state: JobState | None) -> None:
+    async def _tell_attempt(self, node: Node, name: str, reason: str, state: JobState | None) -> None:
         if state is not None:
             self._keep_lines(name, await batch_jobs.last_log_lines(self._api, state))
         node.submission.request.exited(name, reason)
 
-    async def _tell_end(self, node: _Node, state: JobState) -> None:
+    async def _tell_end(self, node: Node, state: JobState) -> None:
         lines: tuple[str, ...] = ()
         for number in range(LOG_TRIES if state.log_stream else 0):
             if number:
@@ -350,22 +264,6 @@ class Batch(Launcher):
         request.observed(node.name, state.status, state.reason)
         request.exited(node.name, state.end())
 
-    def _forget(self, node: _Node) -> None:
-        """It has ended, or will for certain: it counts no more, and is not asked for."""
-        submission = node.submission
-        submission.kept.discard(node)
-        for name in node.names:
-            self._nodes.pop(name, None)
-        nodes = self._submissions.get(submission, {})
-        nodes.pop(node, None)
-        if submission.id is not None:
-            self._by_job.pop(node.job_id, None)
-            self._poller.forget([node.job_id])
-            self._terminating.pop(node.job_id, None)
-        if not nodes and not submission.unsure.maybe_done:
-            self._submissions.pop(submission, None)
-            self._terminating.pop(submission.id or "", None)
-
     def _keep_lines(self, name: str, lines: tuple[str, ...]) -> None:
         self._lines[name] = lines
         self._over.append(name)
@@ -373,7 +271,7 @@ class Batch(Launcher):
             self._lines.pop(self._over.popleft(), None)
 
     async def look(self, nodes: Sequence[str]) -> None:
-        watched = [node for name in nodes if (node := self._nodes.get(name)) is not None and node.submission.id is not None]
+        watched = [node for name in nodes if (node := self._fleet.nodes.get(name)) is not None and node.submission.id is not None]
         await self._poller.look(node.job_id for node in watched if not node.ended)
         waiting = [node for node in watched if node.state is not None and node.state.status == "RUNNABLE"]
         if waiting:
@@ -392,10 +290,10 @@ class Batch(Launcher):
 
     def adopt(self, name: str) -> str | None:
         """A later attempt of a job may dial before AWS has told of it."""
-        if name in self._nodes:
+        if name in self._fleet.nodes:
             return name
         first, _, attempt = name.rpartition(".")
-        node = self._nodes.get(first)
+        node = self._fleet.nodes.get(first)
         if node is None or not attempt.isdecimal() or not node.attempt < int(attempt) <= 1 + self._shape.retry or node.stopping:
             return None
         self._next_attempt(node, int(attempt), None)
@@ -404,48 +302,41 @@ class Batch(Launcher):
     # --- ending --------------------------------------------------------------------------------------------------------------
 
     async def stop(self, node: str, *, lost: bool = False) -> None:
-        found = self._nodes.get(node)
+        found = self._fleet.nodes.get(node)
         if found is None or found.name != node or found.ended:
             return  # that attempt is over; a later one is another node
         if lost and found.attempt <= self._shape.retry:
             self._poller.hurry()
-            await self._wait_for([found], LOST_WAIT_S)
+            await self._fleet.wait_for([found], LOST_WAIT_S)
             if found.name != node or found.ended:
                 return
         found.submission.kept.discard(found)
         await asyncio.sleep(0)  # others of the same array may be told to end in the same breath: then one request ends all
-        await self._end([found], END_WAIT_S)
+        await self._fleet.end([found], END_WAIT_S)
 
     async def close(self, grace_s: float) -> None:
-        for submission in self._submissions:
+        for submission in self._fleet.submissions:
             submission.kept.clear()
         failed: list[LaunchError] = []
         try:
-            settled = await self._settle(self._submissions, failed)
-            live = [node for submission in settled for node in self._submissions.get(submission, ())]
+            settled = await self._fleet.settle(self._fleet.submissions, failed)
+            live = [node for submission in settled for node in self._fleet.submissions.get(submission, ())]
             running = [node for node in live if node.begun]
             busy = {node.submission for node in running}
             # They have no link by which they could have been told. What fails here is tried once more below.
-            await self._try(self._end([node for node in live if node.submission not in busy], 0.0), [])
+            await attempted(self._fleet.end([node for node in live if node.submission not in busy], 0.0), [])
             if running:
                 self._poller.hurry()
-                await self._wait_for(running, max(grace_s, END_GRACE_S))
-            left = [node for node in live if node in self._submissions.get(node.submission, ())]
-            await self._try(self._end(left, END_WAIT_S), failed)
-            await self._try(self._end_doubles(), failed)
+                await self._fleet.wait_for(running, max(grace_s, END_GRACE_S))
+            left = [node for node in live if node in self._fleet.submissions.get(node.submission, ())]
+            await attempted(self._fleet.end(left, END_WAIT_S), failed)
+            await attempted(self._fleet.end_doubles(), failed)
             if self._store is not None:
-                await self._try(self._store.close(), failed)
+                await attempted(self._store.close(), failed)
         finally:
             await asyncio.shield(self._close())
         if failed:
             raise failed[0] if len(failed) == 1 else LaunchError("; ".join(error.reason for error in failed))
-
-    async def _try(self, step: Awaitable[None], failed: list[LaunchError]) -> None:
-        """One step that fails must not keep the others from being taken."""
-        try:
-            await step
-        except LaunchError as error:
-            failed.append(error)
 
     async def _close(self) -> None:
         await self._poller.close()
@@ -454,88 +345,6 @@ class Batch(Launcher):
         if self._tasks:
             await asyncio.wait(self._tasks)
         await self._api.close()
-
-    async def _settle(self, submissions: Iterable[_Submission], failed: list[LaunchError]) -> list[_Submission]:
-        """Those that have come to be: what was asked of AWS has been answered, or the jobs have been looked for."""
-        settling = list(submissions)
-        await asyncio.gather(*[self._try(self._settle_one(submission), failed) for submission in settling])
-        return [submission for submission in settling if submission.id is not None]
-
-    async def _settle_one(self, submission: _Submission) -> None:
-        submission.unsure.abandoned = True
-        async with submission.lock:
-            if submission.settled or submission.task is None:
-                return
-            await asyncio.wait([submission.task])
-            if not submission.task.cancelled():
-                submission.task.exception()  # whoever started it has been told
-            if submission.id is None and submission.unsure.maybe_done:
-                found = await batch_jobs.find_jobs(self._api, submission.queue, submission.name)
-                if found:
-                    self._submitted(submission, found[0])
-            submission.settled = True
-
-    async def _end_doubles(self) -> None:
-        """Jobs of requests whose answer was lost, which came to be all the same."""
-        for submission in self._submissions:
-            if submission.unsure.maybe_done:
-                for id in await batch_jobs.find_jobs(self._api, submission.queue, submission.name):
-                    await self._terminate(id)
-
-    async def _end(self, nodes: Sequence[_Node], wait_s: float) -> None:
-        """Terminate the jobs of these nodes, and wait so long to see it. Nobody may want them any more.
-
-        Raises:
-            LaunchError: AWS was not reached, or does not allow it.
-        """
-        failed: list[LaunchError] = []
-        begun = await self._settle(dict.fromkeys(node.submission for node in nodes), failed)
-        if failed:
-            raise failed[0]
-        targets: dict[str, list[_Node]] = {}
-        for node in nodes:
-            if node.submission in begun and not node.ended:
-                # An array that nobody wants ends at one request, with all its children.
-                whole = node.submission.id if not node.submission.kept else None
-                targets.setdefault(whole or node.job_id, []).append(node)
-        outcomes = await asyncio.gather(*[self._terminate(id) for id in targets], return_exceptions=True)
-        refused = {id: outcome for id, outcome in zip(targets, outcomes) if isinstance(outcome, BaseException)}
-        ending = [node for id, some in targets.items() if id not in refused for node in some]
-        if wait_s and ending:
-            self._poller.hurry()
-            await self._wait_for(ending, wait_s)
-        never_was = [node for node in nodes if node.submission not in begun]
-        for node in (*ending, *never_was):
-            self._forget(node)
-        if refused:
-            told = "; ".join(dict.fromkeys(str(error) for error in refused.values()))
-            raise LaunchError(f"jobs that could not be terminated: {', '.join(refused)}: {told}") from next(
-                iter(refused.values())
-            )
-
-    async def _terminate(self, id: str) -> None:
-        """One request for each job, however many ask for it."""
-        task = self._terminating.get(id)
-        if task is None:
-            task = self._terminating[id] = asyncio.create_task(self._terminate_once(id), name=f"terminate {id}")
-        await asyncio.shield(task)
-
-    async def _terminate_once(self, id: str) -> None:
-        try:
-            async with self._slots:
-                await batch_jobs.terminate(self._api, id, "aiocluster: its manager does not need it any more")
-        except BaseException:
-            self._terminating.pop(id, None)  # the next one may try again
-            raise
-
-    async def _wait_for(self, nodes: Sequence[_Node], wait_s: float) -> None:
-        """Return when each of them has ended or has another attempt, or after so long."""
-        try:
-            async with asyncio.timeout(wait_s):
-                for node in nodes:
-                    await node.changed.wait()
-        except TimeoutError:
-            pass
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None], what: str) -> None:
         task = asyncio.create_task(coroutine, name=f"aiocluster batch: {what}")

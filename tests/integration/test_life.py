@@ -130,6 +130,7 @@ async def test_from_env_opens_what_the_environment_says() -> None:
     ("name", "value"),
     [
         ("AIOCLUSTER_LAUNCHER", "mainframe"),
+        ("AIOCLUSTER_LAUNCHER", "batch"),  # and nobody says how many workers
         ("AIOCLUSTER_WORKERS", "many"),
         ("AIOCLUSTER_WORKERS", "1,2,3"),
         ("AIOCLUSTER_HEARTBEAT_TIMEOUT", "soon"),
