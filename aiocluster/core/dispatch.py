@@ -180,14 +180,20 @@ class Dispatch:
         if pending_bytes > self._max_bytes and pending_calls and not _begins_preparing(call):
             return Overloaded(f"{self.pending_bytes} bytes of arguments are waiting already (max_pending_bytes)")
         options, function = call.options, call.function
-        pool: Pool | OwnPool | AioclusterError
+        pool: Pool | OwnPool
+        found: Pool | OwnPool | AioclusterError
         if options is DEFAULT_OPTIONS or (options.workers is None and not options.resources):
-            general = self._sync_pool if not function.is_async else self._general[LaneKind.of(call)]
-            pool = general if general.members else self._pool_without_members(call, general)
+            pool = general = self._sync_pool if not function.is_async else self._general[LaneKind.of(call)]
+            if not general.members:
+                found = self._pool_without_members(call, general)
+                if isinstance(found, AioclusterError):
+                    return found
+                pool = found
         else:
-            pool = self._constrained_pool(call, LaneKind.of(call))
-        if isinstance(pool, AioclusterError):
-            return pool
+            found = self._constrained_pool(call, LaneKind.of(call))
+            if isinstance(found, AioclusterError):
+                return found
+            pool = found
         call.pool = pool
         pool.queue.append(call)
         self._wakes[pool] = None
@@ -198,7 +204,7 @@ class Dispatch:
             self.deadlines.add(call)
         return None
 
-    def _constrained_pool(self, call: Call, kind: LaneKind) -> Pool | OwnPool | AioclusterError:
+    def _constrained_pool(self, call: Call, kind: LaneKind) -> Pool | OwnPool | Unschedulable | WorkerLost:
         workers, demand = call.options.workers, call.options.demand
         if workers is not None and len(workers) == 1:
             (id,) = workers

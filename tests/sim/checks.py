@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from aiocluster.core.calls import MAX_KILLS, Call, CallState
 from aiocluster.core.places import LaneKind
 from aiocluster.core.pools import OwnPool, Pool
+from aiocluster.core.roster import WorkerState
 from aiocluster.errors import CallTimeout, ClusterClosed, Overloaded, Unschedulable, WorkerLost
 from aiocluster.wire.messages import Message, WorkerExited
 
@@ -103,6 +104,9 @@ class Checker:
 
     def started(self, worker: SimWorker, spec: Spec, start: Start, ordered: bool) -> None:
         """A call starts on a worker."""
+        record = self.cluster.core.roster.workers.get(worker.id)
+        if record is not None and record.state is WorkerState.JOINING and not spec.prepares:
+            self._complain(9, f"{spec} starts on worker {worker.id} before that is prepared")
         if spec.withdrawn:
             self._complain(3, f"{spec} was cancelled in its queue and starts on worker {worker.id}")
         if spec.outcome is not None and isinstance(spec.outcome[1], WorkerLost) and not spec.outcome[1].maybe_executed:
@@ -123,7 +127,7 @@ class Checker:
         if workers is not None and worker.id not in workers:
             self._complain(8, f"{spec} starts on worker {worker.id}")
         spec.starts.append(start)
-        if ordered:
+        if ordered and not spec.prepares:  # that goes before what has waited for the worker to be open
             key = (worker.id, spec.options.priority, spec.parent is None)
             if self._last_ordered.get(key, 0) > spec.order:
                 self._complain(8, f"{spec} starts on worker {worker.id} after a call that was submitted later")
@@ -276,7 +280,12 @@ class Checker:
             and (error.items_started != here[-1].items)
         ):
             self._complain(2, f"{spec}: {here[-1].items} items had started, {error.items_started} are said to have")
-        if spec.options.idempotent and spec.items == 1 and (spec.options.workers is None or len(spec.options.workers) > 1):
+        if (
+            spec.options.idempotent
+            and spec.items == 1
+            and not spec.prepares
+            and (spec.options.workers is None or len(spec.options.workers) > 1)
+        ):
             known = sum(1 for start in spec.starts if start.worker_id in self.reported)
             if known < MAX_KILLS:
                 self._complain(2, f"{spec} may run again, and is lost after {known} workers that it may have killed")

@@ -6,11 +6,12 @@ It mirrors `runtime.manager.Manager`: the same effects performed in the same ord
 from __future__ import annotations
 
 import random
+from functools import partial
 from struct import Struct
 from typing import Any, assert_never, cast
 
 from aiocluster.config import Settings
-from aiocluster.core.calls import Call
+from aiocluster.core.calls import Call, CallOptions, PreparingCall
 from aiocluster.core.coordinator import Coordinator
 from aiocluster.core.effects import (
     DropNode,
@@ -24,7 +25,7 @@ from aiocluster.core.effects import (
     SendToWorker,
 )
 from aiocluster.core.roster import NodeState
-from aiocluster.errors import ClusterClosed
+from aiocluster.errors import ClusterClosed, WorkerLost
 from aiocluster.runtime.peers import NodePeer, WorkerPeer
 from aiocluster.wire.messages import Hello, Message, Mode
 
@@ -55,6 +56,25 @@ class RootHandle:
 
     def fail(self, error: BaseException) -> None:
         self._cluster.checker.failed(self.spec, error)
+
+
+class JoinHandle(RootHandle):
+    """Waits for what prepares a worker, and opens it then."""
+
+    __slots__ = ("_worker_id",)
+
+    def __init__(self, cluster: Cluster, spec: Spec, worker_id: int) -> None:
+        super().__init__(cluster, spec)
+        self._worker_id = worker_id
+
+    def resolve(self, status: int, payload: bytes, buffers: Any, worker_id: int) -> None:
+        super().resolve(status, payload, buffers, worker_id)
+        self._cluster.prepared(self._worker_id, status == 0)
+
+    def fail(self, error: BaseException) -> None:
+        super().fail(error)
+        if not isinstance(error, WorkerLost | ClusterClosed):
+            self._cluster.prepared(self._worker_id, False)
 
 
 class SimLoop:
@@ -107,6 +127,8 @@ class Cluster:
         self.worker_links: dict[int, SimLink] = {}
         self.join_call_s: float | None = rng.choice((None, None, 0.2))
         """Each new worker is prepared for so long before it takes calls."""
+        self.join_calls = rng.random() < 0.25
+        """Each new worker is prepared by a call, which may make others."""
         self.frozen_until = 0.0
         submit = self.core.submit
 
@@ -186,7 +208,9 @@ class Cluster:
                         case ReleaseNode():
                             self._release_node(effect)
                         case RunJoinCalls():
-                            if self.join_call_s is None:
+                            if self.join_calls and not self.checker.closed:
+                                self.world.after(0.0, self.process, self._prepare, effect.worker_id)
+                            elif self.join_call_s is None:
                                 self.core.open_worker(effect.worker_id, self.world.now)
                             else:
                                 self.world.after(self.join_call_s, self.process, self._open, effect.worker_id)
@@ -198,6 +222,23 @@ class Cluster:
                             assert_never(effect)
         finally:
             self._performing = False
+
+    def _prepare(self, worker_id: int) -> None:
+        if not self.join_calls:
+            self._open(worker_id)
+            return
+        spec = self.load.make(self.known_workers())
+        spec.prepares = True
+        spec.options = CallOptions(workers=frozenset((worker_id,)), timeout_s=spec.options.timeout_s)
+        self.submit(spec, prepares=worker_id)
+
+    def prepared(self, worker_id: int, well: bool) -> None:
+        if well:
+            self.core.open_worker(worker_id, self.world.now)
+        else:
+            self.core.retire(worker_id, 0.0, self.world.now)
+        self.perform()
+        self.schedule_flush()
 
     def _open(self, worker_id: int) -> None:
         self.core.open_worker(worker_id, self.world.now)
@@ -285,17 +326,21 @@ class Cluster:
         if self.core.roster.nodes[name].state is NodeState.EXPECTED:
             self._node_exited(name, "it did not join in time")
 
-    def submit(self, spec: Spec) -> None:
+    def submit(self, spec: Spec, prepares: int = 0) -> None:
         now, options = self.world.now, spec.options
         entry = self.core.functions.intern(spec.kind.hash, b"code", spec.kind.name, spec.kind.is_async)
         mode = Mode.CHUNK if spec.items > 1 else 0
-        call = Call(self.next_call_id(), entry, self.payload_of(spec), (), options, mode, spec.items, 0, RootHandle(self, spec))
+        make = partial(PreparingCall, prepares) if prepares else Call
+        handle = JoinHandle(self, spec, prepares) if prepares else RootHandle(self, spec)
+        call = make(self.next_call_id(), entry, self.payload_of(spec), (), options, mode, spec.items, 0, handle)
         if options.timeout_s is not None:
             call.deadline = now + options.timeout_s
         self.checker.submitted(spec, call)
         refusal = self.core.submit(call)
         if refusal is not None:
             call.handle = None
+            if prepares and not isinstance(refusal, WorkerLost | ClusterClosed):
+                self.prepared(prepares, False)
         self.schedule_flush()
 
     def cancel(self, spec: Spec, force: bool) -> None:
@@ -310,8 +355,8 @@ class Cluster:
         self.schedule_flush()
 
     def known_workers(self) -> list[int]:
-        """Workers that a program may name: most are there, some have been."""
-        return [record.id for record in self.core.roster.ready()] + sorted(self.checker.dropped)[-1:]
+        """Workers that a program may name: most are there, or on their way, some have been."""
+        return list(self.core.roster.workers) + sorted(self.checker.dropped)[-1:]
 
     def retire(self, worker_id: int, grace_s: float) -> None:
         self.core.retire(worker_id, grace_s, self.world.now)

@@ -87,6 +87,8 @@ class Spec:
     left_s: float | None = None
     parent: Spec | None = None
     made: bool = False
+    prepares: bool = False
+    """It, or the call around it, runs before a worker is open."""
     # --- the truth
     submitted_at: float | None = None
     order: int = 0
@@ -196,11 +198,11 @@ class Load:
     def fresh(self, spec: Spec, parent: Spec) -> Spec:
         """The call itself, or one like it if it was made before: the call around it runs again."""
         if spec.parent is parent and not spec.made:
-            spec.made = True
+            spec.made, spec.prepares = True, parent.prepares
             return spec
         number = len(self.specs) + 1
         again = Spec(number, spec.kind, spec.steps, spec.end, spec.options, spec.items, spec.depth, spec.left_s, parent)
-        again.made = True
+        again.made, again.prepares = True, parent.prepares
         self.specs.append(again)
         return again
 

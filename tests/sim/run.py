@@ -90,6 +90,7 @@ class Run:
             self._until(lambda: world.now >= over and self._all_done(), world.now + LIMIT_S)
             if world.clock.events > EVENTS:
                 raise Violation(1, f"{EVENTS} events, and no end: the last at {world.now:.3f} s")
+            cluster.join_calls = False  # who joins from now on is prepared by nothing: all shall be quiet
             self._retry_chunks()
             if not checker.all_ended():
                 checker.hanging()

@@ -208,6 +208,16 @@ def gives_ids_again(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Roster, "new_worker", new)
 
 
+def starts_before_it_is_prepared(patch: pytest.MonkeyPatch) -> None:
+    """A worker that is not open takes calls that name it."""
+    patch.setattr(OwnPool, "is_open", True)
+
+
+def waits_for_workers_that_join(patch: pytest.MonkeyPatch) -> None:
+    """What a preparation waits for may wait for that worker to be open."""
+    patch.setattr(Dispatch, "preparing", lambda self, worker_id, parent: 0)
+
+
 MUTATIONS: dict[Mutation, set[int | str]] = {
     never_started: {2},
     all_started: {2},
@@ -226,6 +236,8 @@ MUTATIONS: dict[Mutation, set[int | str]] = {
     gives_back_what_runs: {1, 2},
     leaks_nested_calls: {"bookkeeping"},
     gives_ids_again: {4},
+    starts_before_it_is_prepared: {9},
+    waits_for_workers_that_join: {1},
 }
 """What breaks the core, and the promises of which one is seen to be broken."""
 
