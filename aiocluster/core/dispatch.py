@@ -12,14 +12,13 @@ from typing import NamedTuple
 
 from aiocluster.config import Settings
 from aiocluster.core.calls import DEFAULT_OPTIONS, MAX_KILLS, Call, CallState, PreparingCall
-from aiocluster.core.constraints import Pools
 from aiocluster.core.deadlines import Deadlines
 from aiocluster.core.functions import FunctionTable
-from aiocluster.core.losses import LostWorkers
 from aiocluster.core.places import Lane, LaneKind, WorkerPlace
 from aiocluster.core.pools import OwnPool, Pool
 from aiocluster.core.queues import rank_of
 from aiocluster.core.recalls import Recalls
+from aiocluster.core.routing import Router
 from aiocluster.core.verdicts import Verdict, judge
 from aiocluster.errors import AioclusterError, CallTimeout, ClusterClosed, Overloaded, Unschedulable, WorkerLost
 
@@ -48,11 +47,10 @@ class Dispatch:
         self._stacked: dict[WorkerPlace, None] = {}
         self._touched: dict[WorkerPlace, None] = {}
         self.places: dict[int, WorkerPlace] = {}
-        self._pools = Pools(self.places, self._wakes)
+        self._router = Router(self.places, self._wakes)
+        self._pools = self._router.pools
         self._general = self._pools.general
         self._sync_pool = self._general[LaneKind.SYNC]
-        self._lost = LostWorkers()
-        self._expecting = False
         self._closed: ClusterClosed | None = None
         self.deadlines = Deadlines()
         self._recalls = Recalls()
@@ -83,9 +81,9 @@ class Dispatch:
             for own in place.own_pools():
                 own.open()
             for call in place.inflight.values():
-                call.pool = self._own_pool(place, call)
+                call.pool = self._router.own(place, call)
             for call in reversed(preparing.queue.drain()):  # left over: nobody waits for it, but it was accepted
-                call.pool = own = self._own_pool(place, call)
+                call.pool = own = self._router.own(place, call)
                 own.queue.append_left(call)
                 own.wake()
         self._pools.open(place)
@@ -98,7 +96,7 @@ class Dispatch:
         place.update()
         self._pools.leave(place)
         # What the worker runs may wait for one of these: they cannot wait for its end.
-        return [self._end(call, Ended(call, self._unschedulable(call))) for call in _own_calls(place)]
+        return [self._end(call, Ended(call, self._router.unschedulable(call))) for call in _own_calls(place)]
 
     def set_accepting(self, id: int, accepting: bool) -> None:
         """Whether the worker's link stands and can take more bytes."""
@@ -108,7 +106,7 @@ class Dispatch:
 
     def expect(self, expecting: bool) -> list[Ended]:
         """Whether more workers are on their way. Calls that nobody can take, now or later, end as `Unschedulable`."""
-        self._expecting = expecting
+        self._router.expecting = expecting
         return self._sweep()
 
     def worker_lost(self, id: int, verdict: Verdict, now: float) -> list[Ended]:
@@ -116,7 +114,7 @@ class Dispatch:
 
         If it never joined, those end that waited for it alone.
         """
-        self._lost.add(id, verdict.cause)
+        self._router.lost.add(id, verdict.cause)
         place = self.places.pop(id, None)
         if place is None:
             return self._sweep()
@@ -185,12 +183,12 @@ class Dispatch:
         if options is DEFAULT_OPTIONS or (options.workers is None and not options.resources):
             pool = general = self._sync_pool if not function.is_async else self._general[LaneKind.of(call)]
             if not general.members:
-                found = self._pool_without_members(call, general)
+                found = self._router.without_members(call, general)
                 if isinstance(found, AioclusterError):
                     return found
                 pool = found
         else:
-            found = self._constrained_pool(call, LaneKind.of(call))
+            found = self._router.constrained(call, LaneKind.of(call))
             if isinstance(found, AioclusterError):
                 return found
             pool = found
@@ -204,67 +202,11 @@ class Dispatch:
             self.deadlines.add(call)
         return None
 
-    def _constrained_pool(self, call: Call, kind: LaneKind) -> Pool | OwnPool | Unschedulable | WorkerLost:
-        workers, demand = call.options.workers, call.options.demand
-        if workers is not None and len(workers) == 1:
-            (id,) = workers
-            place = self.places.get(id)
-            if place is not None:
-                if place.ending or not place.can_ever_fit(demand):
-                    return self._unschedulable(call)
-                preparing, prepared = place.preparing, self._prepared_by(call)
-                if preparing is None or prepared is None:
-                    return self._own_pool(place, call)
-                return preparing if prepared is place else self._unschedulable(call)
-            cause = self._lost.cause_of(id)
-            if cause is not None:
-                return WorkerLost(id, cause, maybe_executed=False, call=call.name)
-        pool = self._pools.find(kind, workers, demand)
-        found = pool if pool.members else self._pool_without_members(call, pool)
-        if found is pool:
-            self._pools.use(pool)
-        return found
-
-    def _pool_without_members(self, call: Call, pool: Pool) -> Pool | OwnPool | Unschedulable:
-        """Where a call goes for which this would be the pool, if no worker that is open can take it."""
-        place = self._prepared_by(call)
-        if place is None:
-            return pool if self._expecting and self._may_come(pool.workers) else self._unschedulable(call)
-        # Who is on the way prepares itself in turn: they could wait for each other forever. But the worker whose preparation
-        # waits for this call has a place free for it.
-        fits = (pool.workers is None or place.id in pool.workers) and place.can_ever_fit(pool.demand)
-        return self._unschedulable(call) if place.preparing is None or place.ending or not fits else place.preparing
-
     def preparing(self, id: int, parent: Call | None) -> int:
         """Which worker a call helps to prepare that this worker makes, from within that call; 0 if none."""
         if isinstance(parent, PreparingCall):
             return parent.prepares
         return id if self.places[id].preparing is not None else 0
-
-    def _prepared_by(self, call: Call) -> WorkerPlace | None:
-        """The worker that waits for this call before it can be opened, if there is one."""
-        if not isinstance(call, PreparingCall):
-            return None
-        place = self.places.get(call.prepares)
-        return None if place is None or place.preparing is None else place
-
-    def _unschedulable(self, call: Call) -> Unschedulable:
-        return Unschedulable(call.name, self._why_unschedulable(call), maybe_executed=call.may_have_run)
-
-    def _why_unschedulable(self, call: Call) -> str:
-        options = call.options
-        if (prepared := self._prepared_by(call)) is not None:
-            return f"no open worker can take it, and worker {prepared.id}, which cannot join before it ends, waits for no other"
-        if not self.places:
-            return "the cluster has no workers and expects none; `await cluster.scale(n)` starts some"
-        if options.workers is not None:
-            named = ", ".join(map(str, sorted(options.workers)))
-            have = ", ".join(map(str, list(self.places)[:20]))
-            return f"none of the workers {named} can take it; the cluster has {have}"
-        wants = ", ".join(f"{name}={amount:g}" for name, amount in options.demand)
-        if wants:
-            return f"no worker has the resources {wants}; give them to workers when launching"
-        return "all workers of the cluster are ending; `await cluster.scale(n)` starts others"
 
     @property
     def has_work(self) -> bool:
@@ -462,23 +404,6 @@ class Dispatch:
         if call.options.resources:
             place.reserve(call, -1)
 
-    def _own_pool(self, place: WorkerPlace, call: Call) -> OwnPool:
-        """Where a call waits that is for this worker alone."""
-        if not call.origin:
-            return place.own
-        if place.own_nested is None:
-            place.own_nested = OwnPool(place, self._wakes)
-            if place.preparing is None:
-                place.own_nested.open()
-        return place.own_nested
-
-    def _may_come(self, workers: frozenset[int] | None) -> bool:
-        """True if a worker that is on its way may be one of these: no id is given twice."""
-        if workers is None:
-            return True
-        places = self.places
-        return any(not places[id].ending if id in places else self._lost.cause_of(id) is None for id in workers)
-
     def _put_back(self, call: Call) -> None:
         """A call that was sent waits again, at the head of its queue. Its pool may have been discarded meanwhile."""
         call.state = WAITING
@@ -511,16 +436,16 @@ class Dispatch:
         for pool in self._pools.all():
             if pool.members or not pool.queue:
                 continue
-            for call in pool.queue.take_nested(lambda call: self._prepared_by(call) is not None):
-                found = self._pool_without_members(call, pool)
+            for call in pool.queue.take_nested(lambda call: self._router.prepared_by(call) is not None):
+                found = self._router.without_members(call, pool)
                 if isinstance(found, Unschedulable):
                     ended.append(self._end(call, Ended(call, found)))
                 else:
                     call.pool = found
                     found.queue.append(call)
                     self._wakes[found] = None
-            if not (self._expecting and self._may_come(pool.workers)):
-                ended.extend(self._end(call, Ended(call, self._unschedulable(call))) for call in pool.queue.drain())
+            if not self._router.may_come(pool):
+                ended.extend(self._end(call, Ended(call, self._router.unschedulable(call))) for call in pool.queue.drain())
             self._pools.used(pool)
         return ended
 

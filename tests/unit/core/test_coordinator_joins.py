@@ -45,6 +45,7 @@ def node(workers: int) -> Coordinator:
 def test_a_node_whose_workers_die_of_what_prepares_them_is_given_up_with_the_reason() -> None:
     core = node(1)
     id, forks = 1, 1
+    reasons: list[str] = []
     while id in core.roster.workers:
         core.worker_joined(id, 100, 0.0)
         core.take_effects()
@@ -173,4 +174,4 @@ def test_what_is_known_of_workers_does_not_grow_with_those_that_went() -> None:
     dispatch = core.dispatch
     assert len(core.roster.workers) == len(core.roster.nodes["n"].workers) == 1
     assert [dispatch.places, dispatch._stacked, core._nested] == [{}, {}, {}]
-    assert len(dispatch._lost._causes) <= 1000
+    assert len(dispatch._router.lost._causes) <= 1000
