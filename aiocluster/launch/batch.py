@@ -38,8 +38,9 @@ END_GRACE_S = 10.0
 """For AWS to tell that nodes have ended which were told to: it lags some seconds behind."""
 END_WAIT_S = 5.0
 """For AWS to tell of the end of a job that it has been asked to terminate: it will end, whether that is seen or not."""
-LOST_WAIT_S = 120.0
-"""For a lost node, whose job AWS may try again, to end by itself: twice the orphan timeout."""
+LOST_WAIT_S = 600.0
+"""For AWS to see that the instance of a lost node is gone, and to try its job again: that takes minutes. To terminate the job
+sooner would be to forbid that; an agent that still runs ends itself meanwhile, and only a frozen one does not."""
 LOG_TRIES = 3
 LOG_WAIT_S = 1.0
 """CloudWatch Logs have a container's last lines a moment after its end."""

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from aiocluster.errors import LaunchError
+from aiocluster.launch import batch as batch_module
 from aiocluster.launch.batch import Batch, end, leftovers
 from aiocluster.launch.batch_jobs import JobState, parts
 from aiocluster.launch.marks import CLUSTER, CREATED, MANAGER
@@ -460,6 +461,14 @@ async def test_a_lost_node_whose_job_is_tried_again_is_left_to_that() -> None:
         await stopping
         assert aws.count("terminate_job") == 0
         assert aws.jobs["job-1:0"]["status"] == "RUNNABLE"
+
+
+async def test_a_lost_node_that_never_ends_is_terminated_though_it_might_be_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_module, "LOST_WAIT_S", 0.01)
+    async with opened(retry=1) as (aws, launcher, told):
+        await launcher.start(told.request(*nodes(2)))
+        await launcher.stop("batch-1", lost=True)
+        assert [asked["jobId"] for asked in aws.arguments("terminate_job")] == ["job-1:0"]
 
 
 async def test_a_lost_node_that_is_not_tried_again_is_terminated() -> None:
