@@ -17,6 +17,10 @@ LONGEST_NAME = 90
 """The cluster's id and a key come after it, and a job name has 128 characters at most."""
 
 
+RECLAIMED_CODE = 75
+"""With it an agent ends that has heard the spot notice: EX_TEMPFAIL of sysexits.h. A job that ends with 0 is not tried again."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JobShape:
     """The same for all jobs of a launcher. Arguments as for `Batch`.
@@ -63,15 +67,20 @@ class JobShape:
         Raises:
             LaunchError: they are larger than AWS allows.
         """
+        retry: dict[str, Any] = {"attempts": 1 + self.retry}  # given also when it is 1: definitions may say otherwise
+        if self.retry:
+            environment = {**environment, "AIOCLUSTER_RECLAIMED_CODE": str(RECLAIMED_CODE)}
+            retry["evaluateOnExit"] = [
+                {"onStatusReason": "Host EC2*", "action": "RETRY"},
+                {"onExitCode": str(RECLAIMED_CODE), "action": "RETRY"},
+                {"onReason": "*", "action": "EXIT"},
+            ]
         overrides = {
             "command": list(self.command),
             "environment": [{"name": name, "value": value} for name, value in {**self.env, **environment}.items()],
             "resourceRequirements": self._requirements(),
         }
         batch_jobs.check_overrides(overrides)
-        retry: dict[str, Any] = {"attempts": 1 + self.retry}  # given also when it is 1: definitions may say otherwise
-        if self.retry:
-            retry["evaluateOnExit"] = [{"onStatusReason": "Host EC2*", "action": "RETRY"}, {"onReason": "*", "action": "EXIT"}]
         arguments: dict[str, Any] = {
             "jobName": f"{self.name}-{cluster_id}-{secrets.token_hex(4)}",
             "jobQueue": queue,

@@ -80,6 +80,8 @@ class Agent:
         self._interval_s = 2.0
         self._timer: asyncio.TimerHandle | None = None
         self._flowing = True
+        self._reclaimed = False
+        """The instance will be taken away."""
         self._oom_kills: deque[float] = deque()
         """When kills for want of memory were seen; each explains the end of one worker."""
         self._dialling: asyncio.Task[Any] | None = None
@@ -216,6 +218,7 @@ class Agent:
 
     def _noticed(self, notice: SpotNotice) -> None:
         link = self._link
+        self._reclaimed = True
         if link is not None:
             now = self._loop.time()
             self._perform(self._supervisor.terminate(notice.reason, now, connected=link.connected, grace_s=notice.grace_s))
@@ -268,7 +271,7 @@ class Agent:
 
     def _finish(self, code: int) -> None:
         if not self._code.done():
-            self._code.set_result(code)
+            self._code.set_result(code or (self._settings.reclaimed_code if self._reclaimed else 0))
             if self._dialling is not None:
                 self._dialling.cancel()
 

@@ -23,9 +23,17 @@ class AgentSettings:
         self.node = node_name(_required(environ, "AIOCLUSTER_NODE"), environ)
         self.token = _token(environ)
         self.metadata_endpoint = metadata_endpoint(environ)
+        self.reclaimed_code = int(environ.get("AIOCLUSTER_RECLAIMED_CODE", "0"))
+        """The exit code after a spot notice: infrastructure may start another node only in the place of one that failed."""
         sys_path = environ.get("AIOCLUSTER_SYS_PATH")
         self.sys_path = None if sys_path is None else tuple(sys_path.split(os.pathsep))
-        for name in ("AIOCLUSTER_TOKEN", "AIOCLUSTER_TOKEN_FROM", "AIOCLUSTER_MANAGER", "AIOCLUSTER_SYS_PATH"):
+        for name in (
+            "AIOCLUSTER_TOKEN",
+            "AIOCLUSTER_TOKEN_FROM",
+            "AIOCLUSTER_RECLAIMED_CODE",
+            "AIOCLUSTER_MANAGER",
+            "AIOCLUSTER_SYS_PATH",
+        ):
             environ.pop(name, None)
         # Where the launcher had to say where aiocluster is: that was for the agent alone.
         python_path = environ.pop("AIOCLUSTER_PYTHONPATH", None)

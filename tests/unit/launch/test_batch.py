@@ -415,8 +415,13 @@ async def test_retry_asks_aws_to_start_again_what_has_lost_its_instance_only() -
         await launcher.start(told.request("batch-1"))
         assert aws.arguments("submit_job")[0]["retryStrategy"] == {
             "attempts": 3,
-            "evaluateOnExit": [{"onStatusReason": "Host EC2*", "action": "RETRY"}, {"onReason": "*", "action": "EXIT"}],
+            "evaluateOnExit": [
+                {"onStatusReason": "Host EC2*", "action": "RETRY"},
+                {"onExitCode": "75", "action": "RETRY"},
+                {"onReason": "*", "action": "EXIT"},
+            ],
         }
+        assert environment(aws.arguments("submit_job")[0])["AIOCLUSTER_RECLAIMED_CODE"] == "75"
 
 
 async def test_another_attempt_is_another_node_in_the_place_of_the_first() -> None:
