@@ -5,9 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import replace
-from typing import Any, Literal, ParamSpec, Protocol, TypeVar, overload
+from typing import Any, Literal, NoReturn, ParamSpec, Protocol, TypeVar, overload
 
-from aiocluster.core.calls import DEFAULT_OPTIONS, CallOptions
+from aiocluster.core.calls import DEFAULT_OPTIONS, CallOptions, check_resources
 from aiocluster.maps import MapRun
 from aiocluster.runtime.backend import Backend
 from aiocluster.runtime.futures import Future
@@ -27,6 +27,9 @@ class Calling:
     def __init__(self, backend: Backend, options: CallOptions = DEFAULT_OPTIONS) -> None:
         self._backend = backend
         self._options = options
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a cluster cannot travel to a worker: a call gets a handle of its own from aiocluster.get_cluster()")
 
     @overload
     def submit(
@@ -139,10 +142,10 @@ class Calling:
             raise TypeError(f"map() needs a function, not {type(fn).__name__}")
         if not iterables:
             raise TypeError("map() needs at least one iterable")
-        if limit is not None and limit < 1:
-            raise ValueError(f"limit must be 1 or more, not {limit}")
-        if chunk_size != "auto" and chunk_size < 1:
-            raise ValueError(f'chunk_size must be "auto", or 1 or more, not {chunk_size}')
+        if limit is not None and (not isinstance(limit, int) or limit < 1):
+            raise ValueError(f"limit must be a whole number, 1 or more, not {limit!r}")
+        if chunk_size != "auto" and (not isinstance(chunk_size, int) or chunk_size < 1):
+            raise ValueError(f'chunk_size must be "auto", or a whole number, 1 or more, not {chunk_size!r}')
         return MapRun(
             self._backend,
             fn,
@@ -195,12 +198,16 @@ class Calling:
 
         Args:
             timeout: seconds from the call to its result, nested calls included: one deadline for all. It ends in `CallTimeout`.
+                `math.inf` takes a timeout away that the view had.
             retries: how often a call that may have run on a lost worker is tried again. Default 0: at most once.
             idempotent: it does no harm to run it again: as often as workers are lost, unless it kills three of them.
             workers: a worker or several, by id or as `Worker`, that may run it.
             resources: amounts that it holds while it runs, such as `{"gpu": 1}`; workers have what they were launched with.
             priority: calls of a higher one go first; default 0.
-            name: what errors, logs and the status call it.
+            name: what errors, logs and the status call it; cut after 200 characters.
+
+        Raises:
+            TypeError, ValueError: an option makes no sense; the text names it.
         """
         return Calling(
             self._backend,
@@ -261,18 +268,26 @@ def options_from(
         "retries": retries,
         "idempotent": idempotent,
         "workers": None if workers is None else worker_ids(workers),
-        "resources": None if resources is None else dict(resources),
+        "resources": None if resources is None else _copy(resources),
         "priority": priority,
         "name": name,
     }
     return replace(base, **{key: value for key, value in changes.items() if value is not None})
 
 
+def _copy(resources: Mapping[str, float]) -> Mapping[str, float]:
+    check_resources(resources)
+    return dict(resources)
+
+
 def worker_ids(workers: Any) -> frozenset[int]:
     """The ids of one worker or several, given as ids or as `Worker` objects."""
     if isinstance(workers, int) or hasattr(workers, "id"):
         workers = (workers,)
-    ids = frozenset(one if isinstance(one, int) else one.id for one in workers)
+    try:
+        ids = frozenset(one if isinstance(one, int) else one.id for one in workers)
+    except (TypeError, AttributeError):
+        raise TypeError(f"workers are named by their ids (whole numbers) or as Worker objects, not by {workers!r}") from None
     for id in ids:
         if not isinstance(id, int) or isinstance(id, bool) or id < 1:
             raise ValueError(f"a worker is named by its id, an int from 1, not {id!r}")

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, ParamSpec, Self, TypeVar
 
 from aiocluster import context
 from aiocluster.calling import Calling, CurrentCluster, worker_ids
 from aiocluster.config import Settings
 from aiocluster.console import OutputMode, make_output
-from aiocluster.core.calls import DEFAULT_OPTIONS, CallOptions
+from aiocluster.core.calls import DEFAULT_OPTIONS, CallOptions, CallState
 from aiocluster.core.effects import Event
 from aiocluster.core.roster import WorkerRecord, WorkerState
 from aiocluster.errors import ClusterClosed
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 __all__ = ["Cluster", "Events", "Opening", "Worker", "run"]
+
+logger = logging.getLogger("aiocluster")
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -165,9 +168,23 @@ class Opening:
         self._cluster = await self._start()
         return self._cluster
 
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or not hasattr(Cluster, name):
+            raise AttributeError(f"a cluster has no attribute {name!r}")
+        raise AttributeError(f"the cluster is not open yet: `await` this, or use it with `async with`, to have its {name!r}")
+
+    def __enter__(self) -> NoReturn:
+        raise TypeError("a cluster is opened with `async with`, not with `with`")
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        return None
+
+    def __repr__(self) -> str:
+        return "<Cluster that is not open: `await` it, or use it with `async with`>"
+
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         assert self._cluster is not None
-        await self._cluster.close()
+        await self._cluster.__aexit__(kind, error, trace)
 
 
 class Cluster(CurrentCluster):
@@ -550,7 +567,21 @@ class Cluster(CurrentCluster):
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is None:
+            for _ in range(2):  # a stream of results that was left in this very turn is closed by a task of the next one
+                await asyncio.sleep(0)
+        unfinished = self._unfinished() if kind is None else 0
+        if unfinished:
+            logger.warning(
+                "the cluster is closed with %d calls unfinished: await their futures before its block ends", unfinished
+            )
         await self.close()
+
+    def _unfinished(self) -> int:
+        """Calls whose futures have no outcome yet."""
+        dispatch = self._owner.manager.core.dispatch
+        sent = (call for place in dispatch.places.values() for call in place.inflight.values())
+        return 0 if self.closed else dispatch.waiting_calls + sum(1 for call in sent if call.state is CallState.SENT)
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"{len(self._workers)} workers"
@@ -566,6 +597,8 @@ def run(main: Coroutine[Any, Any, T], *, debug: bool | None = None) -> T:
 
     Raises: what `main` raises; `KeyboardInterrupt` after SIGINT; `SystemExit(143)` after SIGTERM.
     """
+    if not asyncio.iscoroutine(main):
+        raise TypeError(f"run() needs a coroutine, such as that of calling `async def main()`, not {main!r}")
     try:
         import uvloop
 

@@ -8,6 +8,7 @@ treated like any call that may have run.
 from __future__ import annotations
 
 import asyncio
+import warnings
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from dataclasses import replace
@@ -94,6 +95,11 @@ class MapRun(Generic[T]):
         self._chunk_size = chunk_size
         self._progress = progress
         self._used = False
+
+    def __del__(self) -> None:
+        if not getattr(self, "_used", True):
+            text = f"the map of {name_of(self._fn)} was never awaited or iterated: none of its items has been pulled"
+            warnings.warn(text, RuntimeWarning, stacklevel=2, source=self)
 
     def _start(self, *, streaming: bool) -> _Run:
         if self._used:

@@ -15,8 +15,11 @@ class Adaptive:
     """
 
     def __init__(self, minimum: int, maximum: int, *, idle_s: float) -> None:
-        if not 0 <= minimum <= maximum or maximum < 1:
-            raise ValueError(f"adapt needs 0 <= minimum <= maximum and a maximum of 1 or more, not {minimum} and {maximum}")
+        whole = isinstance(minimum, int) and isinstance(maximum, int)
+        if not whole or not 0 <= minimum <= maximum or maximum < 1:
+            raise ValueError(
+                f"adapt needs whole numbers, 0 <= minimum <= maximum and a maximum of 1 or more, not {minimum!r} and {maximum!r}"
+            )
         self.minimum = minimum
         self.maximum = maximum
         self._idle_s = idle_s

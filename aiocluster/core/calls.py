@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from aiocluster.core.places import Lane
     from aiocluster.core.pools import OwnPool, Pool
 
-__all__ = ["DEFAULT_OPTIONS", "Call", "CallOptions", "CallState", "MAX_KILLS", "PreparingCall"]
+__all__ = ["DEFAULT_OPTIONS", "Call", "CallOptions", "CallState", "MAX_KILLS", "PreparingCall", "check_resources"]
 
 MAX_KILLS = 3
 """A call that has killed so many workers is blamed: it is not tried on a fourth."""
@@ -32,6 +32,29 @@ class CallState(enum.IntEnum):
     """Its outcome is known to its caller (cancelled, out of time), but the worker still holds its slot."""
 
 
+LONGEST_TIMEOUT_S = 1e9
+"""Thirty years: a longer timeout is none."""
+NAME_CHARS = 200
+"""A longer name of a call is cut: it is for people to read."""
+
+
+def check_resources(resources: Mapping[str, float]) -> None:
+    """Raises `TypeError` or `ValueError` if these are no amounts by name."""
+    if not isinstance(resources, Mapping):
+        raise TypeError(f'resources must be amounts by name, such as {{"gpu": 1}}, not {resources!r}')
+    for name, amount in resources.items():
+        if not isinstance(name, str):
+            raise TypeError(f"the name of a resource must be a string, not {name!r}")
+        _number(f"the amount of resource {name!r}", amount, "positive and finite")
+        if not 0 < amount < float("inf"):
+            raise ValueError(f"the amount of resource {name!r} must be positive and finite, not {amount!r}")
+
+
+def _number(what: str, value: object, kind: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{what} must be a number ({kind}), not {value!r}")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CallOptions:
     """What `Cluster.options` sets; validated here, shared by all calls made through one view."""
@@ -45,15 +68,27 @@ class CallOptions:
     name: str | None = None
 
     def __post_init__(self) -> None:
-        if self.timeout_s is not None and not self.timeout_s >= 0:
-            raise ValueError(f"timeout must be a number of seconds, 0 or more, not {self.timeout_s!r}")
+        """Raises `TypeError` or `ValueError`, which name the option: what came this far must fit into any frame."""
+        if self.timeout_s is not None:
+            _number("timeout", self.timeout_s, "seconds, 0 or more")
+            if not self.timeout_s >= 0:
+                raise ValueError(f"timeout must be a number of seconds, 0 or more, not {self.timeout_s!r}")
+            if self.timeout_s > LONGEST_TIMEOUT_S:  # infinity included
+                object.__setattr__(self, "timeout_s", None)
+        for option, value in (("retries", self.retries), ("priority", self.priority)):
+            if not isinstance(value, int) or not -(2**63) <= value < 2**63:
+                raise TypeError(f"{option} must be a whole number, not {value!r}")
         if self.retries < 0:
             raise ValueError(f"retries must be 0 or more, not {self.retries!r}")
         if self.workers is not None and not self.workers:
             raise ValueError("workers must name at least one worker")
-        for name, amount in self.resources.items():
-            if not amount > 0:
-                raise ValueError(f"resource {name!r} must be asked for in a positive amount, not {amount!r}")
+        check_resources(self.resources)
+        if self.name is not None:
+            if not isinstance(self.name, str):
+                raise TypeError(f"name must be a string, not {self.name!r}")
+            # Half of a surrogate pair cannot be sent.
+            whole = self.name.encode("utf-8", "backslashreplace").decode()
+            object.__setattr__(self, "name", whole if len(whole) <= NAME_CHARS else f"{whole[: NAME_CHARS - 1]}…")
 
     @property
     def demand(self) -> tuple[tuple[str, float], ...]:

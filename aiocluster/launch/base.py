@@ -16,7 +16,7 @@ from aiocluster.config import Settings
 from aiocluster.ids import ClusterId, Token
 from aiocluster.launch.reach import Reach
 
-__all__ = ["Agreed", "LaunchRequest", "Launcher", "agent_environment", "package_folder"]
+__all__ = ["Agreed", "LaunchRequest", "Launcher", "agent_environment", "checked_env", "package_folder"]
 
 
 class Agreed(NamedTuple):
@@ -116,6 +116,14 @@ def agent_environment(request: LaunchRequest, node: str) -> dict[str, str]:
         "AIOCLUSTER_NODE": node,
         "AIOCLUSTER_TOKEN": request.token.reveal().hex(),
     }
+
+
+def checked_env(env: Mapping[str, str] | None) -> dict[str, str]:
+    """A copy of variables for workers. Raises `TypeError` if they are not strings."""
+    for name, value in (env or {}).items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise TypeError(f"env must have strings, not {name!r}: {value!r}")
+    return dict(env or {})
 
 
 def package_folder() -> str:

@@ -19,7 +19,7 @@ import psutil
 
 from aiocluster.errors import LaunchError
 from aiocluster.launch import marks
-from aiocluster.launch.base import Launcher, LaunchRequest, agent_environment
+from aiocluster.launch.base import Launcher, LaunchRequest, agent_environment, checked_env
 from aiocluster.launch.container import Container, cancelled
 from aiocluster.launch.engine import GONE, UNREACHABLE, Engine, EngineError
 from aiocluster.launch.own_container import own_container_id
@@ -93,7 +93,7 @@ class Docker(Launcher):
         self._network = HOST_NETWORK if within else network
         self._image = image or os.environ.get(IMAGE_VARIABLE) or None
         self._command = list(command)
-        self._env = dict(env or {})
+        self._env = checked_env(env)
         self._labels = dict(labels or {})
         self._mounts = list(mounts)
         self._engine_host = engine

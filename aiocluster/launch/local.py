@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 
 from aiocluster.errors import LaunchError
-from aiocluster.launch.base import Launcher, LaunchRequest, agent_environment, package_folder
+from aiocluster.launch.base import Launcher, LaunchRequest, agent_environment, checked_env, package_folder
 
 __all__ = ["Local"]
 
@@ -147,7 +147,7 @@ class Local(Launcher):
     workers_per_node: int | None = None
 
     def __init__(self, *, env: Mapping[str, str] | None = None) -> None:
-        self._env = dict(env or {})
+        self._env = checked_env(env)
         self._agents: dict[str, _AgentProcess] = {}
         self._lines: dict[str, deque[str]] = {}
 

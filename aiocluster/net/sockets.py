@@ -13,10 +13,11 @@ from typing import Any
 
 from aiocluster.net.address import Address, TcpAddress, UnixAddress
 
-__all__ = ["connect", "listening_sockets", "peer_text", "remove_left_socket", "tune"]
+__all__ = ["connect", "listening_sockets", "peer_text", "remove_all_left_sockets", "remove_left_socket", "tune"]
 
 FOLDER_PREFIX = "aiocluster-"
 """How the name of a folder begins that a manager makes for its socket."""
+SOCKET_NAME = "manager.sock"
 
 BACKLOG = 1024
 UNIX_BUFFER_BYTES = 2 * 2**20
@@ -39,6 +40,24 @@ def remove_left_socket(address: Address) -> None:
             os.unlink(address.path)
             if os.path.basename(folder).startswith(FOLDER_PREFIX):
                 os.rmdir(folder)
+
+
+def remove_all_left_sockets(folder: str, now: float) -> None:
+    """Remove what managers that were killed together with their nodes have left in a folder for temporary files.
+
+    Args:
+        folder: where managers make theirs.
+        now: the time of day; what is younger than a minute may be about to listen, and stays.
+    """
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if not entry.name.startswith(FOLDER_PREFIX):
+                continue
+            path = f"{entry.path}/{SOCKET_NAME}"
+            with contextlib.suppress(OSError, ValueError):
+                about = os.lstat(path)
+                if stat.S_ISSOCK(about.st_mode) and about.st_uid == os.getuid() and now - about.st_mtime > 60.0:
+                    remove_left_socket(UnixAddress(path))
 
 
 def tune(sock: socket.socket) -> None:

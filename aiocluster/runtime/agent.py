@@ -419,15 +419,20 @@ async def _serve(settings: AgentSettings, server: ForkServer) -> int:
     return code
 
 
+def _log_to_stderr() -> None:
+    logging.basicConfig(stream=sys.stderr, format="aiocluster agent: %(levelname)s: %(message)s", level=logging.WARNING)
+
+
 def main() -> int:
     """Be a node's agent until its manager ends it; the exit code. Reads its orders from `AIOCLUSTER_*` variables."""
-    logging.basicConfig(stream=sys.stderr, format="aiocluster agent: %(levelname)s: %(message)s", level=logging.WARNING)
     try:
         settings = AgentSettings(os.environ)
     except ValueError as error:
+        _log_to_stderr()
         logger.error("%s", error)
         return 2
     server = ForkServer.start()
+    _log_to_stderr()  # after the fork: in workers logging is as the user's code finds it in any new process
     try:
         import uvloop
 

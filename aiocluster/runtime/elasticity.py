@@ -38,8 +38,8 @@ class Elasticity:
 
     async def scale(self, n: int, timeout: float | None) -> None:
         """Have `n` workers; ends `adapt`. See `Cluster.scale`."""
-        if n < 0:
-            raise ValueError(f"a cluster cannot have {n} workers")
+        if not isinstance(n, int) or n < 0:
+            raise ValueError(f"a cluster cannot have {n!r} workers")
         if self._adapting is not None:
             await self._cancel(self._adapting)
         await self._scale(n, timeout)
@@ -93,7 +93,7 @@ class Elasticity:
         roster = self._manager.core.roster
         for id in ids:
             if id not in roster.workers:
-                raise KeyError(id)
+                raise KeyError(f"there is no worker {id}; the cluster has {', '.join(map(str, roster.workers)) or 'none'}")
         self._begin_retiring([roster.workers[id] for id in ids], float("inf") if grace is None else grace)
         await self._retired(ids)
 

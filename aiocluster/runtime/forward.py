@@ -155,5 +155,5 @@ def _options(row: dict[str, Any]) -> CallOptions:
             priority=row.get("priority", 0),
             name=row.get("name"),
         )
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise ProtocolError(f"options of a nested call: {error}") from None

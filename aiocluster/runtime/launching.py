@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from aiocluster.core.calls import check_resources
 from aiocluster.core.effects import Event
 from aiocluster.core.roster import Node, NodeState, WorkerState
 from aiocluster.errors import ClusterClosed, LaunchError, NodeReport
@@ -84,6 +85,7 @@ class Launching:
         Cancelling releases what was started.
         """
         minimum, maximum = bounds(n)
+        check_resources(resources)
         manager = self._manager
         self._refuse_when_closed()
         if timeout is None:
@@ -284,8 +286,11 @@ class Launching:
 
 
 def bounds(n: WorkerCount) -> tuple[int, int]:
-    """The least and the greatest number of workers that `n` stands for. Raises `ValueError` for what makes no sense."""
-    minimum, maximum = (n, n) if isinstance(n, int) else n
-    if isinstance(minimum, bool) or not 0 <= minimum <= maximum:
+    """The least and the greatest number of workers that `n` stands for. `TypeError` or `ValueError` for what makes no sense."""
+    both = n if isinstance(n, tuple | list) else (n, n)
+    if len(both) != 2 or not all(isinstance(one, int) and not isinstance(one, bool) for one in both):
+        raise TypeError(f"n must be a number of workers or (minimum, maximum), not {n!r}")
+    minimum, maximum = both
+    if not 0 <= minimum <= maximum:
         raise ValueError(f"n must be a number of workers or (minimum, maximum), not {n!r}")
     return minimum, maximum

@@ -193,6 +193,8 @@ class Manager:
         options: CallOptions,
         on_join: bool,
     ) -> dict[int, Any]:
+        if self.core.closing is not None:
+            raise ClusterClosed
         payload, buffers = pack([args, kwargs] if kwargs else args)
         call = JoinCall(self.capture(fn), payload, buffers, options)
         ids = [record.id for record in self.core.roster.ready()]

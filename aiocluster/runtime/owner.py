@@ -6,6 +6,7 @@ import asyncio
 import logging
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,7 @@ from aiocluster.launch.base import Agreed, Launcher
 from aiocluster.launch.reach import Reach
 from aiocluster.net.address import TcpAddress, parse_address
 from aiocluster.net.listener import Accepted, Listener
-from aiocluster.net.sockets import FOLDER_PREFIX
+from aiocluster.net.sockets import FOLDER_PREFIX, SOCKET_NAME, remove_all_left_sockets
 from aiocluster.runtime.elasticity import Elasticity
 from aiocluster.runtime.launching import Launching
 from aiocluster.runtime.manager import Manager
@@ -58,12 +59,13 @@ class Owner:
 
     async def open(self) -> None:
         """Listen for nodes."""
+        remove_all_left_sockets(tempfile.gettempdir(), time.time())
         self._folder = tempfile.mkdtemp(prefix=FOLDER_PREFIX)
-        path = f"{self._folder}/manager.sock"
+        path = f"{self._folder}/{SOCKET_NAME}"
         if len(path) > 100:  # a Unix socket's path has at most 107 bytes
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir="/tmp")
-            path = f"{self._folder}/manager.sock"
+            path = f"{self._folder}/{SOCKET_NAME}"
         self._listener = self._new_listener(f"unix:{path}")
         await self._listener.start()
         self.manager.start()

@@ -43,6 +43,20 @@ MAX_TRACEBACK = 256 * 1024
 """Longer than any traceback that a person reads, and a bound for the others."""
 _PROTOCOL = 5
 _MAIN = b"__main__"  # looked for with `find`, which costs a third of `in` (that tries to read it as a number first)
+_STEERING_NAMES = frozenset(
+    (
+        "SystemExit",
+        "KeyboardInterrupt",
+        "GeneratorExit",
+        "StopIteration",
+        "StopAsyncIteration",
+        "asyncio.exceptions.CancelledError",
+    )
+)
+_NO_PICKLE = (
+    "it is no longer of its own type because it could not be pickled and loaded again: an exception whose __init__ takes other "
+    "arguments than those in its args needs a __reduce__, and one that holds a lock or a socket should not"
+)
 _OWN_FILES = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
 
@@ -188,6 +202,8 @@ def unpack_error(data: Buffer) -> BaseException:
     error: BaseException | None = _loaded(pickled) if pickled is not None else None
     if error is None:
         error = RemoteError(name, text, traceback)
+        if name not in _STEERING_NAMES:
+            error.add_note(_NO_PICKLE)
     error.__cause__ = RemoteTraceback(traceback)
     return error
 

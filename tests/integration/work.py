@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import logging
 import os
 import signal
 import sys
@@ -424,3 +425,13 @@ def spin_and_note_cancel(path: str, log: str) -> None:
     except asyncio.CancelledError:
         append(log, "cancelled")
         raise
+
+
+def nested_with(**options: Any) -> Any:
+    """A call that makes another one, under options."""
+    return get_cluster().options(**options).submit(square, 3).result()
+
+
+def configure_logging_and_log() -> None:
+    logging.basicConfig(level=logging.INFO, format="mine: %(message)s")
+    logging.getLogger("mine").info("hello")

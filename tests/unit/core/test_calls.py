@@ -20,11 +20,31 @@ ENTRY = FunctionTable().intern(b"h", b"", "module.f", False)
         ({"retries": -1}, "retries"),
         ({"workers": frozenset()}, "workers"),
         ({"resources": {"gpu": 0}}, "gpu"),
+        ({"resources": {"gpu": float("inf")}}, "gpu"),
+        ({"timeout_s": "5"}, "timeout"),
+        ({"timeout_s": True}, "timeout"),
+        ({"retries": 1.5}, "retries"),
+        ({"priority": float("nan")}, "priority"),
+        ({"priority": 2**63}, "priority"),
+        ({"name": b"x"}, "name"),
+        ({"resources": "gpu"}, "resources"),
+        ({"resources": {5: 1}}, "5"),
+        ({"resources": {"gpu": "1"}}, "gpu"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any], word: str) -> None:
-    with pytest.raises(ValueError, match=word):
+    with pytest.raises((TypeError, ValueError), match=word):
         CallOptions(**options)
+
+
+@pytest.mark.parametrize("timeout_s", [float("inf"), 1e300, 2e9])
+def test_a_timeout_longer_than_anybody_waits_is_none(timeout_s: float) -> None:
+    assert CallOptions(timeout_s=timeout_s).timeout_s is None
+
+
+@pytest.mark.parametrize(("name", "kept"), [("n" * 200, "n" * 200), ("n" * 201, "n" * 199 + "…"), ("a\ud800", "a\\ud800")])
+def test_a_name_is_cut_to_what_people_read_and_frames_carry(name: str, kept: str) -> None:
+    assert CallOptions(name=name).name == kept
 
 
 def test_the_demand_has_one_form_whatever_the_order() -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import socket
+import time
 from pathlib import Path
 
 import pytest
 
 from aiocluster.net.address import TcpAddress, UnixAddress
-from aiocluster.net.sockets import remove_left_socket
+from aiocluster.net.sockets import SOCKET_NAME, remove_all_left_sockets, remove_left_socket
 
 
 def listen(path: Path) -> socket.socket:
@@ -46,3 +47,29 @@ def test_a_folder_with_anything_else_in_it_stays(tmp_path: Path) -> None:
 def test_what_is_not_there_is_no_matter(tmp_path: Path) -> None:
     remove_left_socket(UnixAddress(str(tmp_path / "nothing.sock")))
     remove_left_socket(TcpAddress("127.0.0.1", 1))
+
+
+def test_what_killed_managers_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    def folder(name: str) -> Path:
+        (tmp_path / name).mkdir()
+        return tmp_path / name
+
+    left = folder("aiocluster-left")
+    listen(left / SOCKET_NAME).close()
+    foreign = folder("others-left")
+    listen(foreign / SOCKET_NAME).close()
+    file = folder("aiocluster-file")
+    (file / SOCKET_NAME).write_text("no socket")
+    folder("aiocluster-empty")
+    living = folder("aiocluster-living")
+    with listen(living / SOCKET_NAME):
+        remove_all_left_sockets(str(tmp_path), time.time())
+        assert left.exists(), "it may be about to listen"
+        remove_all_left_sockets(str(tmp_path), time.time() + 61.0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "aiocluster-empty",
+        "aiocluster-file",
+        "aiocluster-living",
+        "others-left",
+    ]
+    remove_all_left_sockets(str(tmp_path / "nowhere"), 0.0)
