@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiocluster.core.calls import DEFAULT_OPTIONS, Call, CallOptions, CallState, PreparingCall
 from aiocluster.errors import ProtocolError
+from aiocluster.wire.frames import BUFFERS_AT_ONCE
 from aiocluster.wire.messages import CallStatus, CancelCalls, DropFunctions, Functions, Mode, Outcomes, Submit
 from aiocluster.wire.payloads import pack_error
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 __all__ = ["ForwardHandle", "NestedCalls"]
 
 LAST_CALLS = 256
+
+_Ended = tuple[int, int, bytes, Sequence[Any], int]
+"""Request, status, payload, buffers, worker id."""
 WITHDRAWN_CALLS = 256
 
 
@@ -53,7 +57,7 @@ class NestedCalls:
         self._withdrawn: dict[int, Call] = {}
         """Calls that nobody waits for any more and that may still run: the worker may yet want them ended by force."""
         self._withdrawn_limit = WITHDRAWN_CALLS
-        self._ended: list[tuple[int, int, bytes, Sequence[Any], int]] = []
+        self._ended: list[_Ended] = []
 
     def learn(self, message: Functions) -> None:
         """The worker sends functions that its calls will name."""
@@ -134,14 +138,26 @@ class NestedCalls:
 
     def _flush(self) -> None:
         ended, self._ended = self._ended, []
+        rows: list[_Ended] = []
+        buffers = 0
+        for row in ended:
+            rows.append(row)
+            buffers += len(row[3])
+            if buffers >= BUFFERS_AT_ONCE:
+                self._send(rows)
+                rows, buffers = [], 0
+        if rows:
+            self._send(rows)
+
+    def _send(self, rows: list[_Ended]) -> None:
         message = Outcomes(
-            [row[0] for row in ended],
-            bytes(row[1] for row in ended),
-            [row[2] for row in ended],
-            [row[4] for row in ended],
-            [[index, len(row[3])] for index, row in enumerate(ended) if row[3]],
+            [row[0] for row in rows],
+            bytes(row[1] for row in rows),
+            [row[2] for row in rows],
+            [row[4] for row in rows],
+            [[index, len(row[3])] for index, row in enumerate(rows) if row[3]],
         )
-        self._manager.send_to_worker(self._worker_id, message, [buffer for row in ended for buffer in row[3]])
+        self._manager.send_to_worker(self._worker_id, message, [buffer for row in rows for buffer in row[3]])
 
 
 def _options(row: dict[str, Any]) -> CallOptions:

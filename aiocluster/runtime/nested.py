@@ -19,6 +19,7 @@ from aiocluster.core.inbox import ArrivedCall
 from aiocluster.runtime import current
 from aiocluster.runtime.executor import Executor
 from aiocluster.runtime.futures import Future, gather_by_worker
+from aiocluster.wire.frames import BUFFERS_AT_ONCE
 from aiocluster.wire.functions import CapturedFunction, FunctionCapture
 from aiocluster.wire.messages import Answer, Ask, CancelCalls, DropFunctions, Functions, Message, Mode, Outcomes, Submit
 from aiocluster.wire.payloads import pack, unpack_error
@@ -371,13 +372,18 @@ class NestedBackend:
     def _flush(self) -> None:
         """Send all calls made since the last time, and before them the functions that the manager has not seen."""
         self._flush_due = False
-        calls: list[NestedCall] = []
         while self._unsent:
-            call = self._unsent.popleft()
-            if call.id in self._calls:
-                calls.append(call)
-        if not calls:
-            return
+            calls: list[NestedCall] = []
+            buffers = 0
+            while self._unsent and buffers < BUFFERS_AT_ONCE:
+                call = self._unsent.popleft()
+                if call.id in self._calls:
+                    calls.append(call)
+                    buffers += len(call.buffers)
+            if calls:
+                self._submit_all(calls)
+
+    def _submit_all(self, calls: Sequence[NestedCall]) -> None:
         new: list[CapturedFunction] = []
         ids: list[int] = []
         for call in calls:

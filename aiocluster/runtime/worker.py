@@ -28,7 +28,7 @@ from aiocluster.runtime.output import CallStreams
 from aiocluster.runtime.recorder import ASYNC_STARTED, Recorder
 from aiocluster.runtime.spec import WorkerSpec
 from aiocluster.wire import messages as wire
-from aiocluster.wire.frames import Frame
+from aiocluster.wire.frames import BUFFERS_AT_ONCE, Frame
 from aiocluster.wire.handshake import hello
 
 __all__ = ["Worker", "main"]
@@ -254,8 +254,13 @@ class Worker:
             self._link.send(message, buffers)
 
     def _flush(self) -> None:
-        """Send all outcomes that there are: one frame, however many."""
+        """Send all outcomes that there are: one frame, unless they have very many buffers."""
         self._flush_due = False
+        while self._flush_frame():
+            pass
+
+    def _flush_frame(self) -> bool:
+        """Send a frame of outcomes. True if it is full, and so may not hold all of them."""
         outcomes = self._outcomes
         ids: list[int] = []
         statuses = bytearray()
@@ -264,7 +269,7 @@ class Worker:
         buffers: list[Any] = []
         busy: dict[int, list[int]] = {}
         mark = self._recorder.box.end
-        while True:
+        while len(buffers) < BUFFERS_AT_ONCE:
             try:
                 id, status, payload, beside, function, items, ns = outcomes.popleft()
             except IndexError:
@@ -282,13 +287,16 @@ class Worker:
                 else:
                     row[1] += items
                     row[2] += ns
+        full = len(buffers) >= BUFFERS_AT_ONCE
         if ids:
             self._send(wire.Results(ids, bytes(statuses), payloads, counts, list(busy.values())), buffers)
             link = self._link
             if link is not None:
                 link.flush()
-                self._unacked.append((link.sent, mark))
+                if not full:  # else outcomes from before the mark may not be in this frame
+                    self._unacked.append((link.sent, mark))
                 self._forget_acked(link.acked)
+        return full
 
     def _forget_acked(self, acked: int) -> None:
         """The black box may forget what the manager says that it has.

@@ -70,6 +70,9 @@ BEFORE_WELCOME = FrameLimits(header_bytes=4096, buffer_bytes=0, buffers_total_by
 """For a peer that has not been welcomed yet."""
 
 
+BUFFERS_AT_ONCE = 16_384
+"""Who gathers calls or results into a frame begins another one from so many buffers on; each of them has few in comparison."""
+
 # --- out -----------------------------------------------------------------------------------------------------------------
 
 _packer = msgpack.Packer()

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 __all__ = [
+    "BUFFERS_PER_VALUE",
     "LARGE_DATA_BYTES",
     "OUT_OF_BAND_BYTES",
     "Payload",
@@ -35,6 +36,8 @@ __all__ = [
 
 OUT_OF_BAND_BYTES = 16 * 1024
 """A smaller buffer is cheaper to copy into the pickle than to describe beside it."""
+BUFFERS_PER_VALUE = 1024
+"""What a value has beyond so many is copied into its pickle: a frame holds a bounded number of them."""
 LARGE_DATA_BYTES = 64 * 1024
 """A longer pickle travels as the first buffer, with empty `data`: it would be copied twice more inside a header."""
 MAX_NAME = 1024
@@ -114,7 +117,7 @@ def _pack_any(value: Any) -> Payload:
 
     def beside(buffer: PickleBuffer) -> bool:
         raw = buffer.raw()
-        if raw.nbytes < OUT_OF_BAND_BYTES:
+        if raw.nbytes < OUT_OF_BAND_BYTES or len(buffers) >= BUFFERS_PER_VALUE:
             return True
         buffers.append(POOL.capture(raw))
         return False

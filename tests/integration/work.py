@@ -6,6 +6,7 @@ import asyncio
 import ctypes
 import logging
 import os
+import pickle
 import signal
 import sys
 import time
@@ -435,3 +436,33 @@ def nested_with(**options: Any) -> Any:
 def configure_logging_and_log() -> None:
     logging.basicConfig(level=logging.INFO, format="mine: %(message)s")
     logging.getLogger("mine").info("hello")
+
+
+class Piece:
+    """Bytes that travel beside their pickle."""
+
+    def __init__(self, size: int) -> None:
+        self.data = bytearray(size)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return Piece.from_buffer, (pickle.PickleBuffer(self.data),)
+
+    @classmethod
+    def from_buffer(cls, buffer: Any) -> Piece:
+        piece = cls(0)
+        piece.data = buffer
+        return piece
+
+
+def pieces(count: int, size: int) -> list[Piece]:
+    return [Piece(size) for _ in range(count)]
+
+
+async def nested_pieces(calls: int, count: int, size: int) -> int:
+    """Makes calls whose arguments and results have very many buffers in all."""
+    mine = pieces(count, size)
+    lists = await asyncio.gather(*[get_cluster().submit(echo, mine) for _ in range(calls)])
+    return sum(map(len, lists))

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from aiocluster.errors import ProtocolError, RemoteError, RemoteTraceback, WorkerLost
 from aiocluster.wire.buffers import POOL
 from aiocluster.wire.payloads import (
+    BUFFERS_PER_VALUE,
     LARGE_DATA_BYTES,
     MAX_TEXT,
     OUT_OF_BAND_BYTES,
@@ -462,3 +463,11 @@ def test_dates_and_functions_travel() -> None:
     arrived, function = travelled((day, len))
     assert arrived == day
     assert function is len
+
+
+def test_a_value_with_very_many_buffers_has_a_bounded_number_of_them_beside_it() -> None:
+    pieces = [bytearray(bytes([n % 256]) * OUT_OF_BAND_BYTES) for n in range(BUFFERS_PER_VALUE + 50)]
+    data, buffers = pack([pickle.PickleBuffer(piece) for piece in pieces])
+    assert len(buffers) == BUFFERS_PER_VALUE + 1, "the pickle is one, as it is large"
+    assert not data
+    assert [bytes(one) for one in unpack(data, buffers)] == [bytes(piece) for piece in pieces]
