@@ -7,8 +7,8 @@ payload, and the worker goes on.
 from __future__ import annotations
 
 import asyncio
-import pickle
 from collections.abc import Callable, Sequence
+from pickle import dumps, loads
 from time import perf_counter_ns
 from typing import Any, NamedTuple
 
@@ -26,6 +26,7 @@ __all__ = ["Functions", "Invoker", "Outcome"]
 OK, ERROR, CANCELLED, OK_PARTLY = CallStatus.OK, CallStatus.ERROR, CallStatus.CANCELLED, CallStatus.OK_PARTLY
 CHUNK, STAR, KEEP_GOING = Mode.CHUNK, Mode.STAR, Mode.KEEP_GOING
 _SLOT_MASK = 2**64 - 1
+_new = tuple.__new__
 SMALL = (int, float, bool, type(None))
 """Results of these very types need no look at what they refer to."""
 
@@ -101,10 +102,10 @@ class Invoker:
         return outcome
 
     def _plain(self, runner: Runner, call: ArrivedCall) -> Outcome:
-        began = perf_counter_ns()
+        began = 0
         try:
             function = self._loaded.get(call.function) or self._functions.load(call.function)
-            arguments = pickle.loads(call.payload) if not call.buffers else unpack(call.payload, call.buffers)
+            arguments = loads(call.payload) if not call.buffers else unpack(call.payload, call.buffers)
             began = perf_counter_ns()
             runner.interruptible = True
             if call.cancelled:
@@ -114,12 +115,12 @@ class Invoker:
             runner.interruptible = False
             ns = perf_counter_ns() - began
             if value.__class__ in SMALL:
-                return Outcome(call.id, OK, pickle.dumps(value, 5), (), call.function, 1, ns)
+                return _new(Outcome, (call.id, OK, dumps(value, 5), (), call.function, 1, ns))  # half of what calling it takes
             payload, buffers = pack(value)
             return Outcome(call.id, OK, payload, buffers, call.function, 1, ns)
         except BaseException as error:
             runner.interruptible = False
-            return _failed(call, error, perf_counter_ns() - began)
+            return _failed(call, error, perf_counter_ns() - began if began else 0)
 
     def _chunk(self, runner: Runner, call: ArrivedCall) -> Outcome:
         slots = self._slots

@@ -35,6 +35,7 @@ __all__ = ["Worker", "main"]
 
 logger = logging.getLogger("aiocluster.worker")
 
+ASYNC = wire.Mode.ASYNC
 SWITCH_INTERVAL_S = 0.0005
 """How long Python code of a call may keep the loop's thread waiting: results of finished calls leave no later than that."""
 DIAL_FOR_S = 30.0
@@ -62,6 +63,7 @@ class Worker:
     def __init__(self, spec: WorkerSpec, recorder: Recorder) -> None:
         self._spec = spec
         self._recorder = recorder
+        self._box = recorder.box
         self._inbox = Inbox()
         self._functions = Functions()
         self._streams = CallStreams(self._current_call)
@@ -89,7 +91,7 @@ class Worker:
         if call.after is not None:
             self._wait_for_begin(call.after)
             call.after = None
-        if call.mode & wire.Mode.ASYNC:  # its turn among the ordered calls has come
+        if call.mode & ASYNC:  # its turn among the ordered calls has come
             self._loop.call_soon_threadsafe(self._start_async, call)
             self._wait_for_begin(call)
             return
@@ -98,18 +100,18 @@ class Worker:
         else:
             if self._outcomes and self._busy_ns.get(call.function, PATIENT_NS) >= PATIENT_NS:
                 self._turn_loop()
-            outcome = self._invoker.run(runner, call)
-            if outcome.items:
-                self._busy_ns[call.function] = outcome.ns
-            self._post(outcome)
+            self._post(self._invoker.run(runner, call))
         self._invoker.finished(call)
         self._inbox.finish(call)
 
     def _post(self, outcome: Outcome) -> None:
         """Send the outcome on its way. It is in the black box until it has been written, for the case of a crash."""
         self._outcomes.append(outcome)  # first: what is sent twice is known by its id, what the box forgets too early is lost
-        if not outcome.buffers and len(outcome.payload) <= SAFE_PAYLOAD_BYTES:
-            self._recorder.box.add(outcome.id, outcome.status, outcome.payload)
+        id, status, payload, buffers, function, items, ns = outcome
+        if items:
+            self._busy_ns[function] = ns
+        if not buffers and len(payload) <= SAFE_PAYLOAD_BYTES:
+            self._box.add(id, status, payload)
         if not self._flush_due:
             self._flush_due = True
             self._loop.call_soon_threadsafe(self._flush)
@@ -198,6 +200,7 @@ class Worker:
                 case wire.DropFunctions():
                     for id in message.ids:
                         self._functions.drop(id)
+                        self._busy_ns.pop(id, None)
                 case wire.CancelCalls():
                     for id in message.ids:
                         self._cancel(id)
@@ -268,7 +271,7 @@ class Worker:
         counts: list[list[int]] = []
         buffers: list[Any] = []
         busy: dict[int, list[int]] = {}
-        mark = self._recorder.box.end
+        mark = self._box.end
         while len(buffers) < BUFFERS_AT_ONCE:
             try:
                 id, status, payload, beside, function, items, ns = outcomes.popleft()
@@ -308,7 +311,7 @@ class Worker:
         mark = 0
         while unacked and unacked[0][0] <= acked:
             mark = unacked.popleft()[1]
-        self._recorder.box.written(mark)
+        self._box.written(mark)
 
     def _shut_down(self, grace_s: float) -> None:
         """End when the running sync call has ended, or the grace is over."""
