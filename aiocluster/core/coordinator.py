@@ -176,6 +176,8 @@ class Coordinator:
         for record in list(node.workers.values()):
             verdict = record.verdict or Verdict(f"its node {name} is lost: {reason}")
             self._lose_worker(record, verdict, now)
+        while node.reserved:
+            self.dispatch.never_came(node.reserved.popleft(), f"its node {name} is lost: {reason}")
         self.roster.keep_gone(node)
         self._expectation_changed()
 

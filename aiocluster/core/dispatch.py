@@ -109,6 +109,10 @@ class Dispatch:
         self._router.expecting = expecting
         return self._sweep()
 
+    def never_came(self, id: int, cause: str) -> None:
+        """A worker that was to have this id never joins."""
+        self._router.lost.add(id, cause)
+
     def worker_lost(self, id: int, verdict: Verdict, now: float) -> list[Ended]:
         """The worker is gone: calls that never started move, the others end or run again, as their options say.
 

@@ -117,6 +117,8 @@ class Node:
     figures: dict[str, Any] = field(default_factory=dict)
     workers: dict[int, WorkerRecord] = field(default_factory=dict)
     """Those not gone, by id."""
+    reserved: deque[int] = field(default_factory=deque)
+    """Ids for its first workers, so that ids follow the order of nodes however these join."""
 
     def apply(self, event: str, now: float) -> None:
         state = NODE_TRANSITIONS.get((self.state, event))
@@ -148,6 +150,8 @@ class Roster:
         if name in self.nodes:
             raise ValueError(f"there is a node {name!r} already")
         node = self.nodes[name] = Node(name, wanted, resources, now, last_heard=now)
+        node.reserved.extend(range(self._next_id, self._next_id + wanted))
+        self._next_id += wanted
         return node
 
     def keep_gone(self, node: Node) -> None:
@@ -158,8 +162,11 @@ class Roster:
 
     def new_worker(self, node: Node, now: float) -> WorkerRecord:
         """A worker that the node shall start, with an id that nobody had before."""
-        record = WorkerRecord(self._next_id, node, now)
-        self._next_id += 1
+        if node.reserved:
+            id = node.reserved.popleft()
+        else:
+            id, self._next_id = self._next_id, self._next_id + 1
+        record = WorkerRecord(id, node, now)
         self.workers[record.id] = node.workers[record.id] = record
         return record
 

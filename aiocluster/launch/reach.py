@@ -12,7 +12,7 @@ import psutil
 
 from aiocluster.errors import LaunchError
 
-__all__ = ["Reach", "interfaces"]
+__all__ = ["Reach", "interfaces", "usable"]
 
 _PORT = re.compile(r"(?P<host>\[[^\[\]]+\]|[^\[\]:]+)(?::(?P<port>[0-9]{1,5}))?")
 
@@ -82,9 +82,9 @@ class Reach:
                 return host  # a name: what it stands for is known where it is dialled
             if address.is_link_local or address.is_unspecified:
                 kind = "link-local" if address.is_link_local else "not an address of one machine"
-                raise LaunchError(f"advertise={self.advertise}: {host} is {kind}, nobody else reaches it; {_usable(found)}")
+                raise LaunchError(f"advertise={self.advertise}: {host} is {kind}, nobody else reaches it; {usable(found)}")
             if network is not None and address not in network:
-                raise LaunchError(f"advertise={self.advertise} is not in network={self.network}; {_usable(found)}")
+                raise LaunchError(f"advertise={self.advertise} is not in network={self.network}; {usable(found)}")
             return host
         for addresses in found.values():
             for text in addresses:
@@ -97,7 +97,7 @@ class Reach:
                 elif address.version == 4 and address.is_private and not address.is_loopback:
                     return text
         wanted = "a private IPv4 address" if network is None else f"an address in network={self.network}"
-        raise LaunchError(f"this machine has no interface with {wanted} that nodes could reach; {_usable(found)}")
+        raise LaunchError(f"this machine has no interface with {wanted} that nodes could reach; {usable(found)}")
 
 
 def interfaces() -> dict[str, list[str]]:
@@ -113,7 +113,8 @@ def interfaces() -> dict[str, list[str]]:
     return found
 
 
-def _usable(found: Interfaces) -> str:
+def usable(found: Interfaces) -> str:
+    """The interfaces that others might reach, in words, and what to do with them."""
     rows = []
     for name, addresses in found.items():
         usable = [text for text in addresses if not ipaddress.ip_address(text).is_link_local]

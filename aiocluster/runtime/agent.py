@@ -39,7 +39,6 @@ __all__ = ["Agent", "main"]
 
 logger = logging.getLogger("aiocluster.agent")
 
-DIAL_FOR_S = 60.0
 DIAL_QUIETLY_S = 5.0
 """For so long it is nothing unusual that the manager has not answered."""
 LAST_WORDS_S = 1.0
@@ -111,7 +110,7 @@ class Agent:
                     greeting,
                     settings.token,
                     self,
-                    retry_for_s=DIAL_FOR_S,
+                    retry_for_s=settings.dial_for_s,
                     resume_within_s=3600.0,  # the orphan timeout ends it before
                 ),
                 name="aiocluster agent: dial the manager",

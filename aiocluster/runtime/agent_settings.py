@@ -10,6 +10,7 @@ from aiocluster.launch.naming import node_name
 
 __all__ = ["AgentSettings", "metadata_endpoint"]
 
+DIAL_FOR_S = 60.0
 METADATA_ENDPOINT = "http://169.254.169.254"
 """Of every EC2 instance."""
 
@@ -18,6 +19,14 @@ class AgentSettings:
     """What the launcher put into the agent's environment, and taken out of it: the token is not for a worker's children."""
 
     def __init__(self, environ: dict[str, str] | os._Environ[str]) -> None:
+        self.dial_for_s = DIAL_FOR_S
+        """How long an agent tries to reach a manager that does not listen yet."""
+        if "AWS_BATCH_JOB_MAIN_NODE_INDEX" in environ:
+            from aiocluster.launch import multinode  # only there: derived secrets need a library that takes its time to import
+
+            if known := multinode.member_environment(environ):
+                environ.update(known)
+                self.dial_for_s = multinode.DIAL_FOR_S
         self.address = _required(environ, "AIOCLUSTER_MANAGER")
         self.cluster_id = _required(environ, "AIOCLUSTER_CLUSTER")
         self.node = node_name(_required(environ, "AIOCLUSTER_NODE"), environ)

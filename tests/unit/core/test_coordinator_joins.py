@@ -175,3 +175,16 @@ def test_what_is_known_of_workers_does_not_grow_with_those_that_went() -> None:
     assert len(core.roster.workers) == len(core.roster.nodes["n"].workers) == 1
     assert [dispatch.places, dispatch._stacked, core._nested] == [{}, {}, {}]
     assert len(dispatch._router.lost._causes) <= 1000
+
+
+def test_a_call_for_a_worker_whose_node_never_came_ends() -> None:
+    bench = Bench(1)
+    bench.core.expect_node("far", 2, {}, 0.0)
+    call = bench.submit(bench.call(workers=[3]))
+    bench.core.lose_node("far", "no capacity", 0.0)
+    bench.take()
+    assert isinstance(bench.error_of(call), Unschedulable)
+    refused = bench.core.submit(bench.call(workers=[2]))
+    assert isinstance(refused, WorkerLost)
+    assert "its node far is lost: no capacity" in str(refused)
+    assert not refused.maybe_executed

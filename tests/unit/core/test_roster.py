@@ -52,6 +52,14 @@ def test_ids_count_from_one_and_are_never_given_again() -> None:
     assert roster.new_worker(node, 2.0).id == 3
 
 
+def test_ids_follow_the_order_of_nodes_however_these_join() -> None:
+    roster = Roster()
+    one, two = roster.expect_node("a", 2, {}, 0.0), roster.expect_node("b", 1, {}, 0.0)
+    assert roster.new_worker(two, 0.0).id == 3
+    assert [roster.new_worker(one, 0.0).id for _ in range(3)] == [1, 2, 4]
+    assert roster.new_worker(two, 0.0).id == 5
+
+
 def test_a_name_is_given_to_one_node_only() -> None:
     roster = Roster()
     roster.expect_node("n", 1, {}, 0.0)
