@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from aiocluster.context import get_cluster, get_worker
     from aiocluster.core.effects import Event
     from aiocluster.launch.batch import Batch
+    from aiocluster.launch.batch_nodes import BatchNodes
     from aiocluster.launch.docker import Docker
     from aiocluster.remoting import remote
     from aiocluster.runtime.futures import Future
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Batch": "aiocluster.launch.batch",
+    "BatchNodes": "aiocluster.launch.batch_nodes",
     "Cluster": "aiocluster.cluster",
     "Worker": "aiocluster.cluster",
     "run": "aiocluster.cluster",
@@ -55,6 +57,7 @@ __all__ = [
     "AioclusterError",
     "AuthenticationError",
     "Batch",
+    "BatchNodes",
     "CallTimeout",
     "Cluster",
     "ClusterClosed",

@@ -380,6 +380,49 @@ class Cluster(CurrentCluster):
         )
 
     @classmethod
+    def batch_nodes(
+        cls,
+        n: WorkerCount | None = None,
+        *,
+        workers_per_node: int = 1,
+        region: str | None = None,
+        advertise: str | None = None,
+        host: str | None = None,
+        port: int | None = None,
+        network: str | None = None,
+        timeout: float | None = None,
+        resources: Mapping[str, float] | None = None,
+        output: OutputMode = "forward",
+        heartbeat_interval: float | None = None,
+        heartbeat_timeout: float | None = None,
+        orphan_timeout: float | None = None,
+        settings: Settings | None = None,
+    ) -> Opening:
+        """A cluster of the other nodes of this multi-node parallel job of AWS Batch; the manager runs on its main node.
+
+        Arguments as for `aiocluster.BatchNodes`, and then as for `local`; `n`: default all of them; timeout: 5 min.
+
+        Raises:
+            LaunchError: this is no such node, the job has too few others, or fewer than the minimum joined in time.
+        """
+        from aiocluster.launch.batch_nodes import BatchNodes
+
+        launcher = BatchNodes(
+            workers_per_node=workers_per_node, region=region, advertise=advertise, host=host, port=port, network=network
+        )
+        return cls.start(
+            launcher,
+            launcher.most_workers if n is None else n,
+            timeout=timeout,
+            resources=resources,
+            output=output,
+            heartbeat_interval=heartbeat_interval,
+            heartbeat_timeout=heartbeat_timeout,
+            orphan_timeout=orphan_timeout,
+            settings=settings,
+        )
+
+    @classmethod
     def start(
         cls,
         launcher: Launcher,
@@ -426,7 +469,7 @@ class Cluster(CurrentCluster):
         """
         environ = os.environ if environ is None else environ
         launcher = environ.get("AIOCLUSTER_LAUNCHER") or "local"
-        remote: dict[str, Callable[..., Opening]] = {"docker": cls.docker, "batch": cls.batch}
+        remote: dict[str, Callable[..., Opening]] = {"docker": cls.docker, "batch": cls.batch, "batch-nodes": cls.batch_nodes}
         if launcher != "local" and launcher not in remote:
             raise ValueError(f"AIOCLUSTER_LAUNCHER={launcher!r} is not known; this version has: local, {', '.join(remote)}")
         text = environ.get("AIOCLUSTER_WORKERS") or ""
@@ -443,7 +486,7 @@ class Cluster(CurrentCluster):
         settings = Settings.from_env(environ)
         if launcher == "local":
             return cls.local(n, output=output, settings=settings)
-        if n is None:
+        if n is None and launcher != "batch-nodes":
             raise ValueError(f"AIOCLUSTER_WORKERS must say how many workers AIOCLUSTER_LAUNCHER={launcher} is to start")
         return remote[launcher](n, output=output, settings=settings)
 

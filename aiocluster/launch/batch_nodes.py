@@ -86,13 +86,9 @@ class BatchNodes(Launcher):
         )
 
     @property
-    def others(self) -> int:
-        """How many other nodes the job has.
-
-        Raises:
-            LaunchError: this process is not on the main node of such a job.
-        """
-        return len(indexes(self._main()))
+    def most_workers(self) -> int:
+        """How many workers all other nodes of the job have; 1 where this is no such job, for which a launch gives the reason."""
+        return len(indexes(self._job)) * (self.workers_per_node or 1) if self.agreed is not None and self._job is not None else 1
 
     def _main(self) -> OwnJob:
         job = self._job
