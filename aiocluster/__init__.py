@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from aiocluster.launch.batch import Batch
     from aiocluster.launch.batch_nodes import BatchNodes
     from aiocluster.launch.docker import Docker
+    from aiocluster.launch.local import Local
     from aiocluster.remoting import remote
     from aiocluster.runtime.futures import Future
     from aiocluster.status import Status, WorkerStats
@@ -47,6 +48,7 @@ _HOMES = {
     "get_worker": "aiocluster.context",
     "Event": "aiocluster.core.effects",
     "Docker": "aiocluster.launch.docker",
+    "Local": "aiocluster.launch.local",
     "Future": "aiocluster.runtime.futures",
     "remote": "aiocluster.remoting",
     "Status": "aiocluster.status",
@@ -65,6 +67,7 @@ __all__ = [
     "Event",
     "Future",
     "LaunchError",
+    "Local",
     "NodeReport",
     "Overloaded",
     "ProtocolError",

@@ -16,7 +16,7 @@ from aiocluster.launch.marks import Leftover
 
 __all__ = ["KINDS", "Found", "Leftover", "Reaped", "find", "reap"]
 
-KINDS = ("docker", "batch", "ecs")
+KINDS = ("docker", "batch")
 _HOMES = {kind: f"aiocluster.launch.{kind}" for kind in KINDS}
 
 
@@ -40,7 +40,7 @@ async def find(kinds: Collection[str] = KINDS, *, cluster: str | None = None) ->
     """All that carries the marks of a cluster, the latest last.
 
     Args:
-        kinds: where to look: "docker", "batch", "ecs".
+        kinds: where to look: "docker", "batch".
         cluster: only what belongs to this one.
 
     Returns: also what could not be looked at, with the reason: an engine that does not answer, no credentials.
@@ -56,6 +56,8 @@ async def find(kinds: Collection[str] = KINDS, *, cluster: str | None = None) ->
     for kind, outcome in zip(looks, outcomes, strict=True):
         if isinstance(outcome, LaunchError):
             unreachable[kind] = outcome.reason
+        elif isinstance(outcome, Exception):  # one place that fails in a way of its own must not hide what the others have
+            unreachable[kind] = f"{type(outcome).__name__}: {outcome}"
         elif isinstance(outcome, BaseException):
             raise outcome
         else:
@@ -77,6 +79,8 @@ async def _end(one: Leftover) -> Reaped:
         await _module(one.kind.split()[0]).end(one)
     except LaunchError as error:
         return Reaped(one, error.reason)
+    except Exception as error:  # as above
+        return Reaped(one, f"{type(error).__name__}: {error}")
     return Reaped(one, "")
 
 

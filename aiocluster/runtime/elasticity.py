@@ -80,7 +80,7 @@ class Elasticity:
         manager.perform()
         limit = manager.settings.launch_timeout_s if timeout is None else timeout
         try:
-            await self._launching.wait_for_join([node], wanted + more, wanted + more, limit)
+            await self._launching.wait_for_join(node, wanted + more, limit)
         except BaseException:  # what was started for it goes again: those that have not joined, then the youngest
             late = sorted(node.workers.values(), key=lambda record: (record.state is WorkerState.READY, -record.id))
             self._begin_retiring(late[: max(0, node.wanted - wanted)], 0.0)

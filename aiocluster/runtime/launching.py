@@ -20,6 +20,11 @@ __all__ = ["Launching", "WorkerCount", "bounds"]
 logger = logging.getLogger("aiocluster")
 
 WorkerCount = int | tuple[int, int]
+REPORT_EVERY_S = 30.0
+"""Between two words in the log about a launch that waits."""
+MANY = 100
+PAUSE_S = 1e-5
+"""For each node of a launch, between two looks at who has joined."""
 LOOK_S = 10.0
 """For a launcher to find out why a launch has failed: a few requests to an API."""
 
@@ -34,10 +39,17 @@ class _Seen(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class _Launch:
-    """The nodes that one call has started, with those that took the place of others. `waiting`: the call has not returned."""
+    """One call that starts nodes, and those that it has started, with the ones that took the place of others."""
 
+    launcher: Launcher
+    minimum: int
+    maximum: int
+    timeout_s: float
+    deadline: float
+    resources: Mapping[str, float]
     nodes: list[Node] = field(default_factory=list)
     waiting: bool = True
+    """The call has not returned."""
 
 
 @dataclass(slots=True, eq=False)
@@ -77,6 +89,8 @@ class Launching:
         self._started: dict[str, _Started] = {}
         """The nodes that have been started and not been released."""
         self._node_numbers: dict[str, int] = {}
+        self._launches: set[asyncio.Task[None]] = set()
+        """Those that are under way."""
         manager.release_node = self.release
 
     async def launch(self, launcher: Launcher, n: WorkerCount, *, timeout: float | None, resources: Mapping[str, float]) -> None:
@@ -86,7 +100,6 @@ class Launching:
         """
         minimum, maximum = bounds(n)
         check_resources(resources)
-        manager = self._manager
         self._refuse_when_closed()
         if timeout is None:
             timeout = self._settings.launch_timeout_s if launcher.timeout_s is None else launcher.timeout_s
@@ -98,34 +111,39 @@ class Launching:
             self.resources = resources
         if maximum == 0:
             return
-        address = await self._address_for(launcher)
-        per_node = launcher.workers_per_node or maximum
-        counts: dict[str, int] = {}
-        for first in range(0, maximum, per_node):
-            counts[self._new_name(launcher)] = min(per_node, maximum - first)
-        launch = _Launch()
-        for name, count in counts.items():  # recorded before anything is started
-            self._expect(name, _Started(launcher, count, resources, launch))
-        request = LaunchRequest(
-            cluster_id=manager.id,
-            token=manager.token,
-            address=address,
-            nodes=tuple(counts),
-            workers=counts,
-            minimum=minimum,
-            observed=self._observed,
-            exited=self._node_exited,
-            expect=self._succeed,
-            settings=self._settings,
-        )
+        launch = _Launch(launcher, minimum, maximum, timeout, self._manager.loop.time() + timeout, resources)
+        # A task of its own: closing the cluster ends it, and not the task of whoever waits for it.
+        task = self._manager.loop.create_task(self._launch(launch), name=f"{self._manager.id} launching {launcher.name}")
+        self._launches.add(task)
+        task.add_done_callback(self._launches.discard)
         try:
-            await launcher.start(request)
-            await self.wait_for_join(launch.nodes, minimum, maximum, timeout)
+            await asyncio.wait([task])
+        except asyncio.CancelledError:
+            task.cancel()
+            await asyncio.wait([task])
+            raise
+        if task.cancelled():
+            raise ClusterClosed
+        task.result()
+
+    async def _launch(self, launch: _Launch) -> None:
+        launcher = launch.launcher
+        try:
+            try:
+                async with asyncio.timeout_at(launch.deadline) as limit:
+                    await launcher.start(await self._request(launch))
+            except TimeoutError as error:
+                if not limit.expired():
+                    raise
+                raise LaunchError(
+                    f"nothing could be started within {launch.timeout_s:g} s: whoever starts nodes did not answer in time"
+                ) from error
+            await self._wait(launch)
         except BaseException as error:
             if isinstance(error, LaunchError):
-                await self._look(launcher, launch.nodes)
+                await self._look(launch)
             reports = self._reports(launch.nodes)
-            await asyncio.shield(self._abandon(launch.nodes, launcher))
+            await asyncio.shield(self._manager.spawn(self._abandon(launch), f"releasing what {launcher.name} has started"))
             if isinstance(error, Exception):
                 self._refuse_when_closed(error)
             if isinstance(error, LaunchError) and not error.nodes:
@@ -134,6 +152,30 @@ class Launching:
         finally:
             launch.waiting = False
             self._forget(launch)
+
+    async def _request(self, launch: _Launch) -> LaunchRequest:
+        """The nodes of the launch are recorded from now on, before anything is started."""
+        launcher, manager = launch.launcher, self._manager
+        address = await self._address_for(launcher)
+        self._refuse_when_closed()
+        per_node = launcher.workers_per_node or launch.maximum
+        counts: dict[str, int] = {}
+        for first in range(0, launch.maximum, per_node):
+            counts[self._new_name(launcher)] = min(per_node, launch.maximum - first)
+        for name, count in counts.items():
+            self._expect(name, _Started(launcher, count, launch.resources, launch))
+        return LaunchRequest(
+            cluster_id=manager.id,
+            token=manager.token,
+            address=address,
+            nodes=tuple(counts),
+            workers=counts,
+            minimum=launch.minimum,
+            observed=self._observed,
+            exited=self._node_exited,
+            expect=self._succeed,
+            settings=self._settings,
+        )
 
     def _refuse_when_closed(self, cause: BaseException | None = None) -> None:
         if self._manager.core.closing is not None:
@@ -144,14 +186,21 @@ class Launching:
         self._node_numbers[launcher.name] = number
         return f"{launcher.name}-{number}"
 
-    async def wait_for_join(self, nodes: Sequence[Node], minimum: int, maximum: int, timeout: float) -> None:
-        """Return when `maximum` workers of these nodes take calls, or as many as can, and at least `minimum`, by the timeout.
+    async def wait_for_join(self, node: Node, count: int, timeout: float) -> None:
+        """Return when so many workers of the node take calls.
 
         Raises:
-            LaunchError: fewer than the minimum can still join, or joined in time.
+            LaunchError: fewer can still join, or joined in time.
             ClusterClosed: the cluster closes meanwhile.
         """
         deadline = self._manager.loop.time() + timeout
+        await self._wait(_Launch(self.launchers[0], count, count, timeout, deadline, {}, [node]))
+
+    async def _wait(self, launch: _Launch) -> None:
+        """Return when the maximum of workers take calls, or as many as can, and at least the minimum, by the deadline."""
+        nodes, minimum, maximum = launch.nodes, launch.minimum, launch.maximum
+        loop = self._manager.loop
+        report_at = loop.time() + REPORT_EVERY_S
         while True:
             self._refuse_when_closed()
             possible = sum(node.wanted for node in nodes if node.state is not NodeState.GONE)
@@ -165,21 +214,36 @@ class Launching:
             if joined >= possible:
                 logger.warning("only %d of %d workers joined", joined, maximum)
                 return
+            if loop.time() >= launch.deadline:
+                if joined < minimum:
+                    raise LaunchError(
+                        f"only {joined} of at least {minimum} workers joined within {launch.timeout_s:g} s; "
+                        "a larger timeout= waits longer"
+                    )
+                text = "only %d of %d workers joined within %g s; the rest may join later"
+                logger.warning(text, joined, maximum, launch.timeout_s)
+                return
+            if loop.time() >= report_at:
+                report_at += REPORT_EVERY_S
+                logger.info("%d of %d workers have joined; %s", joined, maximum, self._late(nodes))
             try:
-                async with asyncio.timeout_at(deadline):
+                async with asyncio.timeout_at(min(launch.deadline, report_at)):
                     await self._changed()
+                    if len(nodes) >= MANY:  # thousands that join one by one are not counted each time
+                        await asyncio.sleep(len(nodes) * PAUSE_S)
             except TimeoutError:
-                if joined >= minimum:
-                    logger.warning("only %d of %d workers joined within %g s; the rest may join later", joined, maximum, timeout)
-                    return
-                raise LaunchError(
-                    f"only {joined} of at least {minimum} workers joined within {timeout:g} s; a larger timeout= waits longer"
-                ) from None
+                pass
 
-    async def _look(self, launcher: Launcher, nodes: Sequence[Node]) -> None:
+    def _late(self, nodes: Sequence[Node]) -> str:
+        """What those are doing that have not joined, in few words."""
+        late = self._reports([node for node in nodes if node.state is NodeState.EXPECTED])
+        told = [f"{one.name} {one.state} for {one.for_s:.0f} s" + (f" ({one.reason})" if one.reason else "") for one in late[:5]]
+        return "; ".join(told) + (f"; and {len(late) - 5} more" if len(late) > 5 else "")
+
+    async def _look(self, launch: _Launch) -> None:
         try:
             async with asyncio.timeout(LOOK_S):
-                await launcher.look([node.name for node in nodes])
+                await launch.launcher.look([node.name for node in launch.nodes])
         except Exception as error:  # the launch has failed already: its own reason is what counts
             logger.warning("what became of the nodes of a failed launch could not be found out: %s", error)
 
@@ -198,15 +262,18 @@ class Launching:
             reports.append(NodeReport(node.name, state, now - since, reason, tuple(lines)))
         return reports
 
-    async def _abandon(self, nodes: Sequence[Node], launcher: Launcher) -> None:
+    async def _abandon(self, launch: _Launch) -> None:
         """Release what a failed launch has started."""
-        for node in nodes:
+        for node in launch.nodes:
             self._started.pop(node.name, None)  # it is stopped here, and waited for
             if node.state is not NodeState.GONE:
                 self._manager.core.lose_node(node.name, "its launch failed", self._manager.loop.time())
         self._manager.perform()
         self._manager.schedule_flush()
-        await asyncio.gather(*[launcher.stop(node.name) for node in nodes])
+        stopping = [launch.launcher.stop(node.name) for node in launch.nodes]
+        for node, outcome in zip(launch.nodes, await asyncio.gather(*stopping, return_exceptions=True), strict=True):
+            if outcome is not None:
+                logger.error("node %s could not be stopped after its launch failed: %s", node.name, outcome)
 
     # --- what launchers say --------------------------------------------------------------------------------------------------
 
@@ -279,7 +346,11 @@ class Launching:
                 self._started.pop(node.name, None)
 
     async def close(self) -> list[BaseException]:
-        """End all that was started; what could not be ended is returned."""
+        """End what is being started, and all that was; what could not be ended is returned."""
+        for task in self._launches:
+            task.cancel()
+        if self._launches:
+            await asyncio.wait(set(self._launches))
         closing = [launcher.close(self._settings.close_grace_s) for launcher in self.launchers]
         outcomes = await asyncio.gather(*closing, return_exceptions=True)
         return [outcome for outcome in outcomes if outcome is not None]

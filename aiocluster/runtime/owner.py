@@ -45,6 +45,7 @@ class Owner:
         """At a Unix socket, for nodes on this machine."""
         self._listeners: dict[Reach, tuple[Listener, str]] = {}
         """For nodes elsewhere, and the address that they are told."""
+        self._listening = asyncio.Lock()
         self._folder: str | None = None
         self._waiters: dict[asyncio.Future[None], None] = {}
         self.launching = Launching(self.manager, self._address_for, self._changed)
@@ -105,22 +106,26 @@ class Owner:
         if reach is None:
             assert self._listener is not None
             return self._listener.addresses[0]
-        if reach not in self._listeners:
-            told, host = reach.choose()
-            wanted = TcpAddress(host, reach.port)
-            listener = self._new_listener(str(wanted))
-            try:
-                await listener.start()
-            except OSError as error:
-                raise LaunchError(
-                    f"the manager cannot listen at {wanted}: {error.strerror or error}; host= and port= name another address"
-                ) from error
-            listening = parse_address(listener.addresses[0])
-            assert isinstance(listening, TcpAddress)
-            address = str(TcpAddress(told, reach.told_port(listening.port)))
-            self._listeners[reach] = listener, address
-            logger.info("listening at %s; nodes are told %s", listening, address)
-        return self._listeners[reach][1]
+        async with self._listening:  # launches side by side share a listener
+            if reach not in self._listeners:
+                self._listeners[reach] = await self._listen(reach)
+            return self._listeners[reach][1]
+
+    async def _listen(self, reach: Reach) -> tuple[Listener, str]:
+        told, host = reach.choose()
+        wanted = TcpAddress(host, reach.port)
+        listener = self._new_listener(str(wanted))
+        try:
+            await listener.start()
+        except OSError as error:
+            raise LaunchError(
+                f"the manager cannot listen at {wanted}: {error.strerror or error}; host= and port= name another address"
+            ) from error
+        listening = parse_address(listener.addresses[0])
+        assert isinstance(listening, TcpAddress)
+        address = str(TcpAddress(told, reach.told_port(listening.port)))
+        logger.info("listening at %s; nodes are told %s", listening, address)
+        return listener, address
 
     # --- waiting -------------------------------------------------------------------------------------------------------------
 

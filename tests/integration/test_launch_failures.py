@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from aiocluster import Cluster, LaunchError, Settings, Unschedulable
+from aiocluster import Cluster, ClusterClosed, LaunchError, Settings, Unschedulable
 from aiocluster.ids import Token
 from aiocluster.launch.base import Launcher, LaunchRequest
 from aiocluster.launch.local import Local
+from aiocluster.launch.reach import Reach
 
 from . import work
 from .conftest import SAFETY_S, ended, event_of
@@ -206,7 +207,7 @@ async def test_a_failed_launch_can_be_tried_again(single: Cluster) -> None:
             await single.add(launcher, 1)
     assert launcher.stopped == ["refusing-1", "refusing-2"]
     await single.scale(2)
-    assert await single.everywhere(work.own_id) == {1: 1, 2: 2}
+    assert await single.everywhere(work.own_id) == {1: 1, 4: 4}, "ids that were meant for others are not given again"
 
 
 async def test_a_call_does_not_wait_for_a_launch_that_failed() -> None:
@@ -219,3 +220,86 @@ async def test_a_call_does_not_wait_for_a_launch_that_failed() -> None:
         with pytest.raises(Exception, match="cannot be placed"):
             async with asyncio.timeout(SAFETY_S):
                 await call
+
+
+# --- launchers that are slow, or fail where they must not ------------------------------------------------------------------
+
+
+class Slow(Launcher):
+    """A launcher whose requests take as long as a test wants."""
+
+    name = "slow"
+
+    def __init__(self, *, reach: Reach | None = None) -> None:
+        self.reach = reach
+        self.asked = asyncio.Event()
+        self.answered = asyncio.Event()
+        self.did: list[str] = []
+
+    async def find_reach(self) -> Reach | None:
+        self.did.append("find_reach")
+        return self.reach
+
+    async def start(self, request: LaunchRequest) -> None:
+        self.did.append("start")
+        self.asked.set()
+        await self.answered.wait()
+        self.did.append("started")
+
+    async def stop(self, node: str, *, lost: bool = False) -> None:
+        self.did.append("stop")
+
+    async def close(self, grace_s: float) -> None:
+        self.did.append("close")
+
+
+async def test_the_timeout_is_that_of_the_whole_launch() -> None:
+    launcher = Slow()
+    error = await fails(Cluster.start(launcher, 1, timeout=0.1, output="quiet"))
+    assert "nothing could be started within 0.1 s" in error.reason
+    assert launcher.did == ["find_reach", "start", "stop", "close"]
+
+
+async def test_closing_ends_a_launch_under_way_before_its_launcher_is_closed() -> None:
+    launcher = Slow()
+    async with Cluster.local(n=0, output="quiet") as cluster:
+        adding = asyncio.create_task(cluster.add(launcher, 2))
+        await launcher.asked.wait()
+    assert launcher.did == ["find_reach", "start", "stop", "stop", "close"]
+    with pytest.raises(ClusterClosed):
+        await adding
+
+
+async def test_cancelling_a_launch_under_way_stops_what_it_started() -> None:
+    launcher = Slow()
+    async with Cluster.local(n=0, output="quiet") as cluster:
+        adding = asyncio.create_task(cluster.add(launcher, 2))
+        await launcher.asked.wait()
+        adding.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await adding
+        assert launcher.did == ["find_reach", "start", "stop", "stop"]
+        assert cluster.status().wanted == 0
+
+
+class Stubborn(Refusing):
+    """It can neither start nor stop anything."""
+
+    async def stop(self, node: str, *, lost: bool = False) -> None:
+        raise ValueError("it will not go")
+
+
+async def test_a_node_that_cannot_be_stopped_does_not_hide_why_the_launch_failed(caplog: pytest.LogCaptureFixture) -> None:
+    error = await fails(Cluster.start(Stubborn(), 1))
+    assert error.reason == "no capacity in this test"
+    assert "it will not go" in caplog.text
+
+
+async def test_launches_side_by_side_share_a_listener() -> None:
+    one, two = (Slow(reach=Reach(advertise="127.0.0.1", host="localhost")) for _ in range(2))
+    async with Cluster.local(n=0, output="quiet") as cluster:
+        adding = [asyncio.create_task(cluster.add(launcher, 1, timeout=0.5)) for launcher in (one, two)]
+        await asyncio.gather(one.asked.wait(), two.asked.wait())
+        assert len(cluster._owner._listeners) == 1
+        outcomes = await asyncio.gather(*adding, return_exceptions=True)
+        assert all(isinstance(outcome, LaunchError) for outcome in outcomes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
@@ -112,3 +113,27 @@ def test_a_place_that_cannot_be_reached_is_told_and_is_a_failure(command: str) -
 
 def test_an_unknown_kind_is_a_wrong_option() -> None:
     assert CliRunner().invoke(app, ["ls", "-k", "cloud"]).exit_code == 2
+
+
+def test_one_place_that_fails_in_a_way_of_its_own_hides_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(leftovers._HOMES, "batch", "tests.unit.cli.fake_broken")
+    result = CliRunner().invoke(app, ["ls", "-k", "docker", "-k", "batch"])
+    assert result.exit_code == 0
+    assert "batch: KeyError: 'jobs'" in result.output
+    assert "dead" in result.output
+
+
+@pytest.mark.parametrize("command", ["ls", "reap"])
+def test_where_nothing_can_be_reached_every_place_says_why(monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    """With the launchers' own modules."""
+    monkeypatch.setitem(leftovers._HOMES, "docker", "aiocluster.launch.docker")
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere/docker.sock")
+    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    result = CliRunner().invoke(app, [command])
+    assert result.exit_code == 1
+    assert "docker: cannot reach a Docker engine at unix:///nowhere/docker.sock" in result.output
+    assert "batch: no region" in result.output
