@@ -129,8 +129,9 @@ class Launching:
     async def _launch(self, launch: _Launch) -> None:
         launcher = launch.launcher
         try:
+            limit = asyncio.timeout_at(launch.deadline)
             try:
-                async with asyncio.timeout_at(launch.deadline) as limit:
+                async with limit:
                     await launcher.start(await self._request(launch))
             except TimeoutError as error:
                 if not limit.expired():
