@@ -26,11 +26,8 @@ pytestmark = [pytest.mark.online("docker"), pytest.mark.timeout(240)]
 SAFETY_S = 90.0
 CALLS = 1000
 CALL_S = 0.01
-HEARTBEAT_INTERVAL_S = 0.8
-HEARTBEAT_TIMEOUT_S = 4.0
-"""Two fifths of the defaults, for tests of pauses: one of 2 s stands for 5 s, and what is never resumed for 30 s and more."""
-SHORT_PAUSE_S = 2.0
-PAUSES: dict[str, Any] = {"heartbeat_interval": HEARTBEAT_INTERVAL_S, "heartbeat_timeout": HEARTBEAT_TIMEOUT_S}
+SHORT_PAUSE_S = 5.0
+"""Half of the heartbeat timeout."""
 
 
 def containers(engine: Engine, cluster_id: str) -> list[str]:
@@ -235,7 +232,7 @@ async def test_a_container_that_is_killed_costs_only_the_call_that_ran_there(doc
 
 
 async def test_a_short_pause_costs_nothing(docker: Engine, folder: Path) -> None:
-    async with started(docker, 3, folder, **PAUSES) as cluster:
+    async with started(docker, 3, folder) as cluster:
 
         async def pause() -> None:
             await asyncio.to_thread(docker.docker, "pause", f"aiocluster-{cluster.id}-docker-2")
@@ -250,13 +247,16 @@ async def test_a_short_pause_costs_nothing(docker: Engine, folder: Path) -> None
 
 
 async def test_a_container_that_stays_paused_is_lost_and_removed(docker: Engine, folder: Path) -> None:
-    async with started(docker, 3, folder, **PAUSES) as cluster:
+    async with started(docker, 3, folder) as cluster:
 
         async def pause() -> None:
             await asyncio.to_thread(docker.docker, "pause", f"aiocluster-{cluster.id}-docker-2")
 
         kinds = await storm(cluster, folder, pause)
         assert kinds["result"] + kinds["lost"] == CALLS
+        (lost,) = [event for event in cluster.events() if event.kind == "node_lost"]
+        (paused,) = [event for event in cluster.events() if event.kind == "node_state" and event.text == "paused"]
+        assert lost.at - paused.at >= 8.0, "beats come every 2 s, and 10 s without one are the end"
         assert len(cluster.workers) == 2
         await until(lambda: containers(docker, cluster.id), lambda found: len(found) == 2)
     assert containers(docker, cluster.id) == []
@@ -278,7 +278,7 @@ async def test_a_container_that_is_cut_off_and_comes_back_loses_nothing(docker: 
 
 
 async def test_a_container_that_stays_cut_off_is_lost_and_removed(docker: Engine, folder: Path, network: str) -> None:
-    async with started(docker, 3, folder, network, **PAUSES) as cluster:
+    async with started(docker, 3, folder, network) as cluster:
 
         async def cut() -> None:
             await asyncio.to_thread(docker.docker, "network", "disconnect", network, f"aiocluster-{cluster.id}-docker-2")
