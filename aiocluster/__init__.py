@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from aiocluster.launch.batch import Batch
     from aiocluster.launch.batch_nodes import BatchNodes
     from aiocluster.launch.docker import Docker
+    from aiocluster.launch.ecs import ECS
     from aiocluster.launch.local import Local
     from aiocluster.remoting import remote
     from aiocluster.runtime.futures import Future
@@ -48,6 +49,7 @@ _HOMES = {
     "get_worker": "aiocluster.context",
     "Event": "aiocluster.core.effects",
     "Docker": "aiocluster.launch.docker",
+    "ECS": "aiocluster.launch.ecs",
     "Local": "aiocluster.launch.local",
     "Future": "aiocluster.runtime.futures",
     "remote": "aiocluster.remoting",
@@ -64,6 +66,7 @@ __all__ = [
     "Cluster",
     "ClusterClosed",
     "Docker",
+    "ECS",
     "Event",
     "Future",
     "LaunchError",

@@ -245,6 +245,62 @@ class Constructors:
         )
 
     @classmethod
+    def ecs(
+        cls,
+        n: WorkerCount,
+        *,
+        cluster: str | None = None,
+        task_definition: str | None = None,
+        container: str | None = None,
+        launch_type: str | None = None,
+        subnets: Sequence[str] = (),
+        security_groups: Sequence[str] = (),
+        assign_public_ip: bool = False,
+        cpu: int | None = None,
+        memory: int | None = None,
+        tags: Mapping[str, str] | None = None,
+        region: str | None = None,
+        command: Sequence[str] = ("aiocluster", "agent"),
+        env: Mapping[str, str] | None = None,
+        secret_store: Literal["ssm", "secretsmanager"] | None = None,
+        workers_per_node: int = 1,
+        advertise: str | None = None,
+        host: str | None = None,
+        port: int = 0,
+        network: str | None = None,
+        **how: Unpack[How],
+    ) -> Opening:
+        """A cluster of tasks of Amazon ECS. Arguments as for `aiocluster.ECS`, and then as for `local`; timeout: 10 min.
+
+        Raises:
+            LaunchError: AWS refuses, or fewer than the minimum joined in time; no task is left.
+        """
+        from aiocluster.launch.ecs import ECS
+
+        launcher = ECS(
+            cluster=cluster,
+            task_definition=task_definition,
+            container=container,
+            launch_type=launch_type,
+            subnets=subnets,
+            security_groups=security_groups,
+            assign_public_ip=assign_public_ip,
+            cpu=cpu,
+            memory=memory,
+            tags=tags,
+            region=region,
+            command=command,
+            env=env,
+            secret_store=secret_store,
+            workers_per_node=workers_per_node,
+            advertise=advertise,
+            host=host,
+            port=port,
+            network=network,
+        )
+        return cls.start(launcher, n, **how)
+
+    @classmethod
     def start(
         cls,
         launcher: Launcher,
@@ -293,7 +349,12 @@ class Constructors:
         """
         environ = os.environ if environ is None else environ
         launcher = environ.get("AIOCLUSTER_LAUNCHER") or "local"
-        remote: dict[str, Callable[..., Opening]] = {"docker": cls.docker, "batch": cls.batch, "batch-nodes": cls.batch_nodes}
+        remote: dict[str, Callable[..., Opening]] = {
+            "docker": cls.docker,
+            "batch": cls.batch,
+            "batch-nodes": cls.batch_nodes,
+            "ecs": cls.ecs,
+        }
         if launcher != "local" and launcher not in remote:
             raise ValueError(f"AIOCLUSTER_LAUNCHER={launcher!r} is not known; this version has: local, {', '.join(remote)}")
         text = environ.get("AIOCLUSTER_WORKERS") or ""
