@@ -1,15 +1,17 @@
 """AWS: one client a service, requests that are tried again where that is safe, and errors that say what to do.
 
-All requests of a launcher go through `Api.call`. It must never choose a region for anybody, and never repeat by itself a request
-that AWS may have carried out already and would carry out again.
+All requests of a launcher go through `Api.call`. It must never choose a region for anybody, never repeat by itself a request
+that AWS may have carried out already and would carry out again, and never let a secret of a request or an answer into the logs.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 from collections.abc import AsyncIterator, Mapping
+from contextvars import ContextVar
 from enum import Enum
 from typing import Any, Protocol
 
@@ -134,6 +136,7 @@ class Aws:
             from aiobotocore.session import get_session  # takes half a second: only those who use AWS wait for it
 
             self._session = get_session()
+            _keep_secrets()
         return self._session
 
     async def _client(self, service: str, patient: bool) -> Any:
@@ -145,6 +148,7 @@ class Aws:
             config = AioConfig(connect_timeout=CONNECT_TIMEOUT_S, read_timeout=READ_TIMEOUT_S, retries=retries)
             made = self._sdk().create_client(service, region_name=await self.region(), config=config)
             client = await self._open.enter_async_context(made)
+            _keep_secrets()  # once more: what this service needs may have been imported just now
             # Somebody else may have made one meanwhile: then both are open until the end, and that one is used.
             client = self._clients.setdefault((service, patient), client)
         return client
@@ -153,16 +157,40 @@ class Aws:
         from botocore.exceptions import BotoCoreError, ClientError
         from botocore.parsers import ResponseParserError
 
+        asking = _asking.set(True)
         try:
             client = await self._client(service, patient)
             answer: dict[str, Any] = await getattr(client, operation)(**arguments)
         except (BotoCoreError, ClientError, ResponseParserError, TimeoutError, OSError) as error:
             raise translate(error, service, operation) from error
+        finally:
+            _asking.reset(asking)
         return answer
 
     async def close(self) -> None:
         self._clients.clear()
         await self._open.aclose()
+
+
+# --- what is logged ----------------------------------------------------------------------------------------------------------
+
+_asking: ContextVar[bool] = ContextVar("aiocluster asks AWS", default=False)
+"""Set in the tasks of a request, also in those that the SDK starts for it."""
+
+
+def _discreet(record: logging.LogRecord) -> bool:
+    """False for what the SDK tells at DEBUG of our requests: there it writes whole bodies, and the cluster's token is in some.
+
+    What it tells of requests of others, and its warnings, are left alone.
+    """
+    return record.levelno > logging.DEBUG or not _asking.get()
+
+
+def _keep_secrets() -> None:
+    """Filters are not inherited: each logger of the SDK gets its own, once."""
+    for name in list(logging.root.manager.loggerDict):
+        if name.partition(".")[0] in ("botocore", "aiobotocore"):
+            logging.getLogger(name).addFilter(_discreet)
 
 
 # --- what errors mean --------------------------------------------------------------------------------------------------------

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import json
+import logging
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -15,7 +17,11 @@ import pytest
 from aiohttp import web
 
 from aiocluster.errors import LaunchError
+from aiocluster.ids import ClusterId
 from aiocluster.launch.aws import Aws, AwsError, Fault, items, region_of_arn, translate
+from aiocluster.launch.base import agent_environment
+from aiocluster.launch.secret_store import SecretStore, fetch_token
+from tests.unit.launch.fake_batch import Told
 
 
 def client_error(code: str, message: str = "so it is", status: int = 400) -> Exception:
@@ -112,10 +118,12 @@ class Server:
     def __init__(self) -> None:
         self.answers: list[tuple[int, dict[str, Any]] | None] = []
         self.asked: list[web.Request] = []
+        self.bodies: list[str] = []
         self.url = ""
 
     async def answer(self, request: web.Request) -> web.Response:
         self.asked.append(request)
+        self.bodies.append(await request.text())
         answer = self.answers.pop(0) if self.answers else (200, {"jobQueues": []})
         if answer is None:
             assert request.transport is not None
@@ -266,3 +274,70 @@ async def test_metadata_that_do_not_tell_leave_no_region(
     async with opened(None) as api:
         with pytest.raises(LaunchError, match="no region"):
             await api.region()
+
+
+# --- what is logged ----------------------------------------------------------------------------------------------------------
+
+
+async def ask_batch(api: Aws, told: Told) -> None:
+    environment = [{"name": name, "value": value} for name, value in agent_environment(told.request("n-1"), "n-1").items()]
+    overrides = {"environment": environment}
+    await api.call("batch", "submit_job", jobName="n", jobQueue="q", jobDefinition="d", containerOverrides=overrides)
+
+
+async def ask_ecs(api: Aws, told: Told) -> None:
+    environment = [{"name": name, "value": value} for name, value in agent_environment(told.request("n-1"), "n-1").items()]
+    overrides = {"containerOverrides": [{"name": "main", "environment": environment}]}
+    await api.call("ecs", "run_task", taskDefinition="d", overrides=overrides)
+
+
+async def put_into_ssm(api: Aws, told: Told) -> None:
+    await SecretStore("ssm", api).put(ClusterId("c-1"), told.token)
+
+
+async def put_into_secretsmanager(api: Aws, told: Told) -> None:
+    await SecretStore("secretsmanager", api).put(ClusterId("c-1"), told.token)
+
+
+async def fetch_from_ssm(api: Aws, told: Told) -> None:
+    assert await fetch_token("ssm:/x", api) == told.token
+
+
+async def fetch_from_secretsmanager(api: Aws, told: Told) -> None:
+    assert await fetch_token("secretsmanager:x", api) == told.token
+
+
+@pytest.mark.parametrize(
+    ("ask", "sent"),
+    [
+        (ask_batch, True),
+        (ask_ecs, True),
+        (put_into_ssm, True),
+        (put_into_secretsmanager, True),
+        (fetch_from_ssm, False),
+        (fetch_from_secretsmanager, False),
+    ],
+)
+async def test_the_token_is_in_no_log(account: Server, caplog: pytest.LogCaptureFixture, ask: Any, sent: bool) -> None:
+    caplog.set_level(logging.DEBUG)
+    told = Told()
+    raw, hexed = told.token.reveal(), told.token.reveal().hex()
+    answer = {"jobId": "j", "tasks": [], "Parameter": {"Value": hexed}, "SecretString": hexed}
+    account.answers = [(500, {"code": "ServerException", "message": hexed}), (200, answer)]
+    async with opened() as api:
+        await ask(api, told)
+    assert len(account.asked) == 2
+    if sent:
+        assert all(hexed in body for body in account.bodies)
+    forms = [hexed, hexed.upper(), repr(raw), str(list(raw)), *(base64.b64encode(one).decode() for one in (raw, hexed.encode()))]
+    for record in caplog.records:
+        text = logging.Formatter().format(record)  # with its traceback
+        assert not any(form in text for form in forms), record.name
+
+
+async def test_requests_of_others_are_logged_as_ever(account: Server, caplog: pytest.LogCaptureFixture) -> None:
+    async with opened() as api:
+        await api.call("batch", "describe_job_queues")
+        caplog.set_level(logging.DEBUG)
+        logging.getLogger("botocore.endpoint").debug("a request of theirs")
+        assert caplog.messages == ["a request of theirs"]
