@@ -41,9 +41,6 @@ END_WAIT_S = 5.0
 LOST_WAIT_S = 600.0
 """For AWS to see that the instance of a lost node is gone, and to try its job again: that takes minutes. To terminate the job
 sooner would be to forbid that; an agent that still runs ends itself meanwhile, and only a frozen one does not."""
-LOG_TRIES = 3
-LOG_WAIT_S = 1.0
-"""CloudWatch Logs have a container's last lines a moment after its end."""
 KEPT_LINES = 1000
 """Nodes whose last lines are kept after their end."""
 NAME = "aiocluster"
@@ -254,16 +251,12 @@ class Batch(Launcher):
         node.submission.request.exited(name, reason)
 
     async def _tell_end(self, node: Node, state: JobState) -> None:
-        lines: tuple[str, ...] = ()
-        for number in range(LOG_TRIES if state.log_stream else 0):
-            if number:
-                await self._pause(LOG_WAIT_S)
-            if lines := await batch_jobs.last_log_lines(self._api, state):
-                break
-        self._keep_lines(node.name, lines)
+        self._keep_lines(node.name, await batch_jobs.final_log_lines(self._api, state, self._pause))
         request = node.submission.request
-        request.observed(node.name, state.status, state.reason)
-        request.exited(node.name, state.end())
+        try:
+            request.observed(node.name, state.status, state.reason)
+        finally:
+            request.exited(node.name, state.end())
 
     def _keep_lines(self, name: str, lines: tuple[str, ...]) -> None:
         self._lines[name] = lines

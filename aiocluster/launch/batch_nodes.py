@@ -27,9 +27,6 @@ logger = logging.getLogger("aiocluster")
 
 TIMEOUT_S = 5 * 60.0
 """Nodes of one job start together, but pull their images one by one."""
-LOG_TRIES = 3
-LOG_WAIT_S = 1.0
-"""CloudWatch Logs have a container's last lines a moment after its end."""
 
 
 class BatchNodes(Launcher):
@@ -141,12 +138,7 @@ class BatchNodes(Launcher):
             task.add_done_callback(self._tasks.discard)
 
     async def _tell_end(self, request: LaunchRequest, node: str, state: JobState) -> None:
-        for number in range(LOG_TRIES if state.log_stream else 0):
-            if number:
-                await self._pause(LOG_WAIT_S)
-            if lines := await batch_jobs.last_log_lines(self._api, state):
-                self._lines[node] = lines
-                break
+        self._lines[node] = await batch_jobs.final_log_lines(self._api, state, self._pause)
         request.exited(node, state.end())
 
     async def look(self, nodes: Sequence[str]) -> None:

@@ -92,6 +92,11 @@ class Pace(Generic[S]):
         self._known.update(changes)
         return changes
 
+    def untold(self, id: str) -> None:
+        """What was seen of it has not been told: the next round sees it as a change once more."""
+        if id in self._known:
+            self._known[id] = None
+
     def rested(self, *, changed: bool, now: float) -> None:
         """A round is over: the next one is soon if anything has changed, and later and later if not."""
         figures = self._figures
@@ -108,7 +113,7 @@ class Pace(Generic[S]):
 
 
 class Poller(Generic[S]):
-    """Watches ids until it is closed, and tells what changes. It outlives every error of the API.
+    """Watches ids until it is closed, and tells what changes. It outlives every error, those of `ask` and `changed` as well.
 
     Args:
         ask: the states of so many ids, `Figures.at_once` at most. Ids that are not in its answer are as they were.
@@ -159,6 +164,8 @@ class Poller(Generic[S]):
 
         Raises:
             AwsError: AWS does not tell.
+
+        What `changed` raises is raised once all other changes have been told.
         """
         wanted = set(ids)
         for request in self._pace.requests():
@@ -195,15 +202,30 @@ class Poller(Generic[S]):
                 changed |= await self._request(request)
         except AwsError as error:
             self._pace.failed(now=self._now())
-            if error.fault is not Fault.THROTTLED and error.reason != self._trouble:
-                self._trouble = error.reason  # once, not with every round
+            if error.fault is not Fault.THROTTLED and self._is_news(error.reason):
                 logger.warning("%s cannot look after its nodes, and tries again: %s", self._name, error.reason)
+        except Exception as error:  # a defect, or an answer of a form that nobody knows: nodes must be looked after all the same
+            self._pace.failed(now=self._now())
+            if self._is_news(repr(error)):
+                logger.exception("%s has met an error that it does not know, and tries again", self._name)
         else:
             self._trouble = ""
             self._pace.rested(changed=changed, now=self._now())
 
+    def _is_news(self, trouble: str) -> bool:
+        """What goes wrong in the same way with every round is said once."""
+        before, self._trouble = self._trouble, trouble
+        return trouble != before
+
     async def _request(self, ids: Sequence[str]) -> bool:
         changes = self._pace.seen(ids, await self._ask(ids))
+        failed: Exception | None = None
         for id, state in changes.items():
-            self._changed(id, state)
+            try:
+                self._changed(id, state)
+            except Exception as error:  # the others must be told all the same
+                self._pace.untold(id)
+                failed = error
+        if failed is not None:
+            raise failed
         return bool(changes)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -381,6 +381,18 @@ async def test_a_node_whose_lines_cannot_be_had_is_told_all_the_same() -> None:
         aws.become("job-1", "SUCCEEDED", container={"exitCode": 0, "logStreamName": "stream"})
         await told.until(lambda: told.of("exited"))
         assert told.of("exited") == [("batch-1", "its job is SUCCEEDED: exit code 0")]
+
+
+async def test_a_node_whose_lines_make_no_sense_is_told_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
+    async with opened(retry=1) as (aws, launcher, told):
+        await launcher.start(told.request("batch-1"))
+        aws.lines["stream"] = cast(list[str], None)
+        aws.become("job-1", "RUNNABLE", attempts=[RECLAIMED], container={"logStreamName": "stream"})
+        await told.until(lambda: told.of("exited"))
+        aws.become("job-1", "FAILED", attempts=[], container={"exitCode": 1, "logStreamName": "stream"})
+        await told.until(lambda: len(told.of("exited")) == 2)
+        assert [node for node, _reason in told.of("exited")] == ["batch-1", "batch-1.2"]
+        assert "TypeError" in caplog.text
 
 
 async def test_watching_outlives_errors_of_the_api(caplog: pytest.LogCaptureFixture) -> None:

@@ -42,13 +42,14 @@ class Api:
     def __init__(self) -> None:
         self.jobs: dict[str, dict[str, Any]] = {}
         self.closed = False
+        self.log: dict[str, Any] = {"events": [{"message": "its last words\n"}]}
 
     async def region(self) -> str:
         return "us-east-1"
 
     async def call(self, service: str, operation: str, *, patient: bool = True, **arguments: Any) -> dict[str, Any]:
         if operation == "get_log_events":
-            return {"events": [{"message": "its last words\n"}]}
+            return self.log
         assert (service, operation) == ("batch", "describe_jobs")
         return {"jobs": [{"jobId": id, **self.jobs[id]} for id in arguments["jobs"] if id in self.jobs]}
 
@@ -214,6 +215,18 @@ async def test_a_node_that_ends_is_told_with_its_reason_and_last_lines() -> None
     await launcher.stop("node-1")
     await launcher.close(0.0)
     assert api.closed
+
+
+async def test_a_node_whose_lines_make_no_sense_is_told_all_the_same() -> None:
+    api, heard = Api(), Heard()
+    api.log = {"events": [{}]}
+    api.jobs = {f"{JOB}#1": {"status": "FAILED", "container": {"exitCode": 3, "logStreamName": "s"}}}
+    launcher = main_node(api)
+    await launcher.start(heard.request("node-1"))
+    async with asyncio.timeout(30):
+        await heard.news.wait()
+    assert heard.exited == {"node-1": "its job has FAILED: exit code 3"}
+    await launcher.close(0.0)
 
 
 def test_arguments_that_make_no_sense_are_refused() -> None:

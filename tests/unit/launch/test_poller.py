@@ -127,7 +127,9 @@ class Asked:
 
     def __init__(self) -> None:
         self.states: dict[str, str] = {}
-        self.errors: list[AwsError] = []
+        self.errors: list[Exception] = []
+        self.deaf: list[Exception] = []
+        """What is raised by those who are told."""
         self.rounds = 0
         self.told: list[tuple[str, str]] = []
         self._changed = asyncio.Event()
@@ -140,6 +142,8 @@ class Asked:
         return {id: self.states[id] for id in ids if id in self.states}
 
     def changed(self, id: str, state: str) -> None:
+        if self.deaf:
+            raise self.deaf.pop(0)
         self.told.append((id, state))
         self._changed.set()
 
@@ -178,6 +182,42 @@ async def test_it_outlives_errors_and_tells_each_kind_once(caplog: pytest.LogCap
     await asked.until_told(("a", "RUNNING"))
     assert caplog.messages == ["jobs cannot look after its nodes, and tries again: expired"]
     await watching.close()
+
+
+async def test_an_error_that_nobody_foresaw_does_not_end_it(caplog: pytest.LogCaptureFixture) -> None:
+    asked = Asked()
+    asked.errors = [KeyError("jobId"), KeyError("jobId"), TypeError("None")]
+    asked.states = {"a": "RUNNING"}
+    watching = poller(asked)
+    watching.watch(["a"])
+    await asked.until_told(("a", "RUNNING"))
+    assert caplog.messages == ["jobs has met an error that it does not know, and tries again"] * 2
+    assert "KeyError: 'jobId'" in caplog.text
+    assert "Traceback" in caplog.text
+    await watching.close()
+
+
+async def test_what_could_not_be_told_is_told_later_and_keeps_no_other_from_being_told() -> None:
+    asked = Asked()
+    asked.deaf = [ValueError("not now")]
+    asked.states = {"a": "FAILED", "b": "RUNNING"}
+    watching = poller(asked)
+    watching.watch(["a", "b"])
+    await asked.until_told(("b", "RUNNING"), ("a", "FAILED"))
+    watching.forget(["b"])
+    asked.deaf = [ValueError("not now")]
+    asked.states = {"a": "SUCCEEDED"}
+    with pytest.raises(ValueError, match="not now"):
+        await watching.look(["a"])
+    await watching.close()
+
+
+def test_one_that_is_forgotten_while_it_is_told_stays_forgotten() -> None:
+    one = pace()
+    one.add(["a"], now=0.0)
+    one.drop(["a"])
+    one.untold("a")
+    assert len(one) == 0
 
 
 async def test_a_look_asks_at_once_and_raises_what_went_wrong() -> None:
