@@ -324,7 +324,7 @@ class Batch(Launcher):
                 await self._fleet.wait_for(running, max(grace_s, END_GRACE_S))
             left = [node for node in live if node in self._fleet.submissions.get(node.submission, ())]
             await attempted(self._fleet.end(left, END_WAIT_S), failed)
-            await attempted(self._fleet.end_doubles(), failed)
+            await self._fleet.end_doubles(failed)
             if self._store is not None:
                 await attempted(self._store.close(), failed)
         finally:

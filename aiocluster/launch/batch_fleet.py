@@ -177,12 +177,14 @@ class Fleet:
                     self._submitted(submission, found[0])
             submission.settled = True
 
-    async def end_doubles(self) -> None:
-        """Jobs of requests whose answer was lost, which came to be all the same."""
-        for submission in list(self.submissions):
-            if submission.unsure.maybe_done:
-                for id in await batch_jobs.find_jobs(self._api, submission.queue, submission.name):
-                    await self._terminate(id)
+    async def end_doubles(self, failed: list[LaunchError]) -> None:
+        """Jobs of requests whose answer was lost, which came to be all the same; what cannot be ended keeps no other from it."""
+        unsure = [submission for submission in self.submissions if submission.unsure.maybe_done]
+        await asyncio.gather(*[attempted(self._end_doubles_of(submission, failed), failed) for submission in unsure])
+
+    async def _end_doubles_of(self, submission: Submission, failed: list[LaunchError]) -> None:
+        found = await batch_jobs.find_jobs(self._api, submission.queue, submission.name)
+        await asyncio.gather(*[attempted(self._terminate(id), failed) for id in found])
 
     async def end(self, nodes: Sequence[Node], wait_s: float) -> None:
         """Terminate the jobs of these nodes, and wait so long to see it. Nobody may want them any more.
@@ -232,10 +234,11 @@ class Fleet:
 
     async def wait_for(self, nodes: Sequence[Node], wait_s: float) -> None:
         """Return when each of them has ended or has another attempt, or after so long."""
+        changes = [node.changed for node in nodes]  # those of now: with its next attempt, a node gets another one
         try:
             async with asyncio.timeout(wait_s):
-                for node in nodes:
-                    await node.changed.wait()
+                for change in changes:
+                    await change.wait()
         except TimeoutError:
             pass
 

@@ -592,6 +592,36 @@ async def test_close_ends_what_it_can_and_says_what_it_could_not() -> None:
     assert aws.closed == 1
 
 
+class Thrice(FakeAws):
+    """Each request comes to be three times, and one job cannot be terminated."""
+
+    stubborn = "job-2"
+
+    def _submit_job(self, **asked: Any) -> dict[str, Any]:
+        for _ in range(2):
+            super()._submit_job(**asked)
+        return super()._submit_job(**asked)
+
+    def _terminate_job(self, jobId: str, reason: str) -> dict[str, Any]:  # noqa: N803  # the API's word
+        if jobId == self.stubborn:
+            raise DENIED
+        return super()._terminate_job(jobId, reason)
+
+
+async def test_a_double_that_cannot_be_ended_keeps_no_other_from_it() -> None:
+    aws, told = Thrice(), Told()
+    launcher = batch_of(aws)
+    for node in nodes(2):
+        aws.fail("submit_job", LOST, done=True)
+        aws.fail("list_jobs", LOST)
+        with pytest.raises(LaunchError):
+            await launcher.start(told.request(node))
+    assert len(aws.live()) == 6
+    with pytest.raises(LaunchError, match="access denied"):
+        await launcher.close(0.0)
+    assert aws.live() == ["job-2"]
+
+
 async def test_a_launcher_that_never_started_anything_closes() -> None:
     async with opened() as (aws, launcher, _told):
         await launcher.close(0.0)
