@@ -17,7 +17,7 @@ from typing import Any
 from aiocluster.errors import LaunchError
 from aiocluster.launch import batch_jobs
 from aiocluster.launch.aws import Api, Aws, AwsError, Fault
-from aiocluster.launch.base import Launcher, LaunchRequest, agent_environment
+from aiocluster.launch.base import Launcher, LaunchRequest, agent_environment, checked_env
 from aiocluster.launch.batch_fleet import Fleet, Node, Submission, attempted
 from aiocluster.launch.batch_jobs import JobState
 from aiocluster.launch.batch_leftovers import end, leftovers
@@ -114,7 +114,7 @@ class Batch(Launcher):
             retry=retry,
             job_timeout=job_timeout,
             command=command,
-            env=env or {},
+            env=checked_env(env),
         )
         self.workers_per_node: int | None = workers_per_node
         self.reach = Reach(advertise=advertise, host=host, port=port, network=network)

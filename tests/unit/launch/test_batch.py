@@ -137,6 +137,19 @@ def test_an_argument_that_makes_no_sense_is_refused(arguments: dict[str, Any], m
         Batch(**arguments)
 
 
+@pytest.mark.parametrize("env", [{"A": 1}, {1: "a"}, {"A": None}])
+def test_variables_that_are_no_strings_are_refused(env: dict[Any, Any]) -> None:
+    with pytest.raises(TypeError, match="env must have strings"):
+        Batch(env=env)
+
+
+def test_variables_are_those_of_the_moment_they_were_given() -> None:
+    env = {"A": "1"}
+    launcher = Batch(env=env)
+    env["AWS_BATCH_X"] = "2"
+    assert launcher._shape.env == {"A": "1"}
+
+
 # --- queue and definition ----------------------------------------------------------------------------------------------------
 
 
