@@ -19,7 +19,7 @@ from aiocluster.launch import batch_jobs
 from aiocluster.launch.aws import Api, Aws, AwsError, Fault
 from aiocluster.launch.base import Launcher, LaunchRequest, agent_environment, checked_env
 from aiocluster.launch.batch_fleet import Fleet, Node, Submission, attempted
-from aiocluster.launch.batch_jobs import JobState
+from aiocluster.launch.batch_jobs import JobState, Room
 from aiocluster.launch.batch_leftovers import end, leftovers
 from aiocluster.launch.batch_shape import JobShape
 from aiocluster.launch.naming import PATTERN
@@ -188,8 +188,7 @@ class Batch(Launcher):
         if room.vcpus is None:
             return
         taken = self._shape.vcpus * sum(len(submission.kept) for submission in self._fleet.submissions)
-        if self._own is not None and queue in (self._own.queue, self._own.queue.rpartition("/")[2]):
-            taken += self._own.vcpus  # the manager runs there itself
+        taken += await self._taken_by_manager(queue, room)
         fit = max(0, int((room.vcpus - taken) // self._shape.vcpus))
         possible = sum(request.workers[node] for node in request.nodes[:fit])
         beside = f" beside {taken:g} that this cluster takes already" if taken else ""
@@ -201,6 +200,23 @@ class Batch(Launcher):
             )
         if fit < len(request.nodes):
             logger.warning("only %d of %d workers can run at once: %s", possible, sum(request.workers.values()), limit)
+
+    async def _taken_by_manager(self, queue: str, room: Room) -> float:
+        """What the manager's own job takes of the queue's vCPUs; 0 unless it is certain that it runs on what is the queue's."""
+        job = own_job(self._environ)
+        if job is None:
+            return 0.0
+        try:
+            if self._own is None:
+                self._own = await describe_own_job(self._api, job)
+            own = self._own
+            if queue in (own.queue, own.queue.rpartition("/")[2]):
+                return own.vcpus
+            theirs = await batch_jobs.room_of(self._api, own.queue)
+        except AwsError as error:  # it may run in another region, too
+            logger.info("what the manager's own job takes of queue %s is not known: %s", queue, error.reason)
+            return 0.0
+        return own.vcpus if theirs.environments and theirs.environments <= room.environments else 0.0
 
     async def _environment(self, request: LaunchRequest, first_node: str) -> dict[str, str]:
         """What agents are told; the same for all of one job."""

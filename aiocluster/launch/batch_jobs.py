@@ -276,6 +276,8 @@ class Room(NamedTuple):
     """The sum over its compute environments; None if one of them has no limit that AWS knows."""
     trouble: str
     """What is wrong with the queue or its environments, as AWS says it."""
+    environments: frozenset[str]
+    """Its compute environments, in AWS's words."""
 
 
 async def room_of(api: Api, queue: str) -> Room:
@@ -291,7 +293,7 @@ async def room_of(api: Api, queue: str) -> Room:
     trouble = _trouble("queue", queue, told)
     names = [one["computeEnvironment"] for one in told.get("computeEnvironmentOrder", ())]
     if not names:
-        return Room(None, trouble)
+        return Room(None, trouble, frozenset())
     answer = await api.call("batch", "describe_compute_environments", computeEnvironments=names)
     vcpus: float | None = 0.0
     for environment in answer.get("computeEnvironments", ()):
@@ -300,7 +302,7 @@ async def room_of(api: Api, queue: str) -> Room:
             continue
         most = (environment.get("computeResources") or {}).get("maxvCpus", environment.get("unmanagedvCpus"))
         vcpus = None if vcpus is None or most is None else vcpus + most
-    return Room(vcpus, trouble)
+    return Room(vcpus, trouble, frozenset(names))
 
 
 def _trouble(kind: str, name: str, told: Mapping[str, Any]) -> str:

@@ -40,6 +40,8 @@ class FakeAws:
         """By log stream."""
         self.secrets: dict[str, dict[str, Any]] = {}
         self.environments: list[dict[str, Any]] = [_environment("one", 8), _environment("two", 8)]
+        self.order: dict[str, list[str]] = {}
+        """Names of the environments of a queue; all of them for one that is not in here."""
         self.queue: dict[str, Any] = {"jobQueueName": "workers", "jobQueueArn": QUEUE, "state": "ENABLED", "status": "VALID"}
         self.faults: dict[str, list[tuple[AwsError, bool]]] = {}
         self.hold: asyncio.Event | None = None
@@ -136,12 +138,16 @@ class FakeAws:
                 self.become(id, "FAILED", statusReason=reason)
         return {}
 
-    def _describe_job_queues(self, **_asked: Any) -> dict[str, Any]:
-        order = [{"order": i, "computeEnvironment": one["computeEnvironmentName"]} for i, one in enumerate(self.environments)]
+    def _describe_job_queues(self, **asked: Any) -> dict[str, Any]:
+        names = [one["computeEnvironmentName"] for one in self.environments]
+        for queue in asked.get("jobQueues", ()):
+            names = self.order.get(queue, names)
+        order = [{"order": i, "computeEnvironment": name} for i, name in enumerate(names)]
         return {"jobQueues": [{**self.queue, "computeEnvironmentOrder": order}] if self.queue else []}
 
-    def _describe_compute_environments(self, **_asked: Any) -> dict[str, Any]:
-        return {"computeEnvironments": self.environments}
+    def _describe_compute_environments(self, **asked: Any) -> dict[str, Any]:
+        named = asked["computeEnvironments"]
+        return {"computeEnvironments": [one for one in self.environments if one["computeEnvironmentName"] in named]}
 
     # --- the rest ------------------------------------------------------------------------------------------------------------
 

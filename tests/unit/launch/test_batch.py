@@ -169,7 +169,6 @@ async def test_the_queue_of_the_environment_goes_before_the_managers_own() -> No
     async with opened(queue=None, environ=environ) as (aws, launcher, told):
         await launcher.start(told.request("batch-1"))
         assert aws.arguments("submit_job")[0]["jobQueue"] == "workers-2"
-        assert aws.count("describe_jobs") == 0
 
 
 async def test_outside_of_aws_queue_and_definition_must_be_given() -> None:
@@ -214,6 +213,43 @@ async def test_nodes_that_run_already_take_room() -> None:
             await launcher.start(told.request("batch-2", "batch-3"))
         await launcher.stop("batch-1")
         await launcher.start(told.request("batch-4", "batch-5"))
+
+
+MANAGER_JOB = {"jobId": "manager-1", "jobName": "m", "status": "SUCCEEDED", "jobDefinition": DEFINITION}
+MANAGERS = QUEUE.replace("workers", "managers")
+
+
+@pytest.mark.parametrize(
+    ("queue", "own_queue", "of_workers", "of_managers", "counts"),
+    [
+        ("workers", QUEUE, ["one"], ["one"], True),
+        (QUEUE, QUEUE, ["one"], ["one"], True),
+        ("workers", MANAGERS, ["one"], ["one"], True),
+        ("workers", MANAGERS, ["one"], ["two"], False),
+        ("workers", MANAGERS, ["one"], ["one", "two"], False),  # it may run on either
+        ("workers", MANAGERS, ["one"], [], False),
+    ],
+)
+async def test_the_manager_takes_room_where_it_runs_on_what_nodes_run_on(
+    queue: str, own_queue: str, of_workers: list[str], of_managers: list[str], counts: bool
+) -> None:
+    environ = {"AWS_BATCH_JOB_ID": "manager-1", "AWS_BATCH_JQ_NAME": "x"}
+    async with opened(queue=queue, vcpus=4, environ=environ) as (aws, launcher, told):
+        aws.order = {MANAGERS: of_managers, "workers": of_workers, QUEUE: of_workers}
+        requirements = [{"type": "VCPU", "value": "2"}]
+        aws.jobs["manager-1"] = {**MANAGER_JOB, "jobQueue": own_queue, "container": {"resourceRequirements": requirements}}
+        if counts:
+            with pytest.raises(LaunchError, match=r"only 1 can ever run: .* 8 vCPUs at most beside 2 that this cluster takes"):
+                await launcher.start(told.request(*nodes(2)))
+            assert aws.count("submit_job") == 0
+        else:
+            await launcher.start(told.request(*nodes(2)))
+
+
+async def test_a_manager_of_which_nothing_is_known_takes_no_room() -> None:
+    async with opened(environ={"AWS_BATCH_JOB_ID": "elsewhere"}, vcpus=8) as (aws, launcher, told):
+        await launcher.start(told.request(*nodes(2)))
+        assert aws.arguments("describe_jobs")[0] == {"jobs": ["elsewhere"]}
 
 
 async def test_environments_without_a_limit_have_room() -> None:
