@@ -289,6 +289,6 @@ def worker_ids(workers: Any) -> frozenset[int]:
     except (TypeError, AttributeError):
         raise TypeError(f"workers are named by their ids (whole numbers) or as Worker objects, not by {workers!r}") from None
     for id in ids:
-        if not isinstance(id, int) or isinstance(id, bool) or id < 1:
+        if not isinstance(id, int) or isinstance(id, bool) or not 1 <= id < 2**63:
             raise ValueError(f"a worker is named by its id, an int from 1, not {id!r}")
     return ids

@@ -6,7 +6,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
-from aiocluster.runtime import current
+from aiocluster.runtime import current, forked
 from aiocluster.runtime.current import ThisWorker
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ def get_cluster() -> CurrentCluster:
     if cluster is not None and not cluster.closed:
         return cluster
     alive = [one for one in _open if not one.closed]
+    if not alive:
+        forked.refuse()
     if len(alive) == 1:
         return alive[0]
     if not alive:

@@ -45,8 +45,10 @@ def check_resources(resources: Mapping[str, float]) -> None:
     for name, amount in resources.items():
         if not isinstance(name, str):
             raise TypeError(f"the name of a resource must be a string, not {name!r}")
+        if not name.isprintable() or len(name) > NAME_CHARS:
+            raise ValueError(f"the name of a resource must be printable and have {NAME_CHARS} characters at most, not {name!r}")
         _number(f"the amount of resource {name!r}", amount, "positive and finite")
-        if not 0 < amount < float("inf"):
+        if not 0 < amount < 2**63:
             raise ValueError(f"the amount of resource {name!r} must be positive and finite, not {amount!r}")
 
 

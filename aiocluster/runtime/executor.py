@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import os
 import signal
 import threading
+import traceback
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -281,4 +283,10 @@ class Executor:
     def _stand_in(self, runner: Runner) -> None:
         runner.thread_id = threading.get_ident()
         current.runners[runner.thread_id] = runner
-        self._serve(runner)
+        try:
+            self._serve(runner)
+        except (
+            BaseException
+        ):  # the place would be lost with this thread: better the worker is, as where it happens to the main one
+            os.write(2, traceback.format_exc().encode(errors="backslashreplace"))
+            os._exit(1)

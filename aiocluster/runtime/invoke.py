@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from aiocluster.core.inbox import ArrivedCall
 from aiocluster.errors import RemoteError
-from aiocluster.runtime import current
+from aiocluster.runtime import current, forked
 from aiocluster.runtime.executor import Runner
 from aiocluster.runtime.recorder import ITEM, ITEM_BITS, SYNC_FINISHED, SYNC_STARTED
 from aiocluster.wire.functions import load_function
@@ -93,6 +93,8 @@ class Invoker:
         outcome: Outcome | None = None
         try:
             outcome = self._chunk(runner, call) if mode & CHUNK else self._plain(runner, call)
+            if forked.child:
+                forked.leave()
             if call.cancelled:
                 runner.shield()
         except asyncio.CancelledError:  # the interrupt came while the call was being wound up: see `Runner` for why no other can
@@ -120,6 +122,8 @@ class Invoker:
             return Outcome(call.id, OK, payload, buffers, call.function, 1, ns)
         except BaseException as error:
             runner.interruptible = False
+            if forked.child:
+                forked.leave(error)
             return _failed(call, error, perf_counter_ns() - began if began else 0)
 
     def _chunk(self, runner: Runner, call: ArrivedCall) -> Outcome:
@@ -144,6 +148,8 @@ class Invoker:
                             mark += 1
                             slots[ITEM] = mark
                             keep(function(*item))
+                            if forked.child:
+                                forked.leave()
                     else:
                         for item in items:
                             if call.cancelled:  # the item before has caught the interrupt
@@ -151,9 +157,13 @@ class Invoker:
                             mark += 1
                             slots[ITEM] = mark
                             keep(function(item))
+                            if forked.child:
+                                forked.leave()
                     break
                 except BaseException as error:
-                    if call.cancelled and isinstance(error, asyncio.CancelledError):
+                    if forked.child:
+                        forked.leave(error)
+                    if call.cancelled and _cancels(error):
                         raise
                     errors[len(values)] = pack_error(error)
                     keep(None)
@@ -163,6 +173,8 @@ class Invoker:
             return _chunk_outcome(call, values, errors, perf_counter_ns() - began)
         except BaseException as error:
             runner.interruptible = False
+            if forked.child:
+                forked.leave(error)
             return _failed(call, error, 0)
 
     async def run_async(self, call: ArrivedCall) -> Outcome:
@@ -178,17 +190,21 @@ class Invoker:
             began = perf_counter_ns()
             if call.mode & CHUNK:
                 errors: dict[int, bytes] = {}
-                items = [_item(call, function, item, index, errors) for index, item in enumerate(arguments)]
+                items = [forked.Steps(_item(call, function, item, index, errors)) for index, item in enumerate(arguments)]
                 values = await asyncio.gather(*items, return_exceptions=True)  # which waits for all, also when it is cancelled
                 return _chunk_outcome(call, values, errors, perf_counter_ns() - began)
             if arguments.__class__ is tuple:
                 value = await function(*arguments)
             else:
                 value = await function(*arguments[0], **arguments[1])
+            if forked.child:
+                forked.leave()
             ns = perf_counter_ns() - began
             payload, buffers = pack(value)
             return Outcome(call.id, OK, payload, buffers, call.function, 1, ns)
         except BaseException as error:
+            if forked.child:
+                forked.leave(error)
             return _failed(call, error, perf_counter_ns() - began)
         finally:
             self._call_ended(call.id)
@@ -202,9 +218,14 @@ class Invoker:
 async def _item(call: ArrivedCall, function: Callable[..., Any], item: Any, index: int, errors: dict[int, bytes]) -> Any:
     """One item of an async chunk. No exception leaves it but the cancelling of the chunk."""
     try:
-        return await (function(*item) if call.mode & STAR else function(item))
+        value = await (function(*item) if call.mode & STAR else function(item))
+        if forked.child:
+            forked.leave()
+        return value
     except BaseException as error:
-        if call.cancelled and isinstance(error, asyncio.CancelledError):
+        if forked.child:
+            forked.leave(error)
+        if call.cancelled and _cancels(error):
             raise
         errors[index] = pack_error(error)
         return None
@@ -218,12 +239,16 @@ def _item_mark(call: ArrivedCall) -> int:
     return call.serial << ITEM_BITS & _SLOT_MASK
 
 
+def _cancels(error: BaseException) -> bool:
+    return issubclass(type(error), asyncio.CancelledError)  # `isinstance` would also ask the error itself, which may do anything
+
+
 def _without_value(call: ArrivedCall, status: int) -> Outcome:
     return Outcome(call.id, status, b"", (), call.function, 0, 0)
 
 
 def _failed(call: ArrivedCall, error: BaseException, ns: int) -> Outcome:
-    if call.cancelled and isinstance(error, asyncio.CancelledError):
+    if call.cancelled and _cancels(error):
         return _without_value(call, CANCELLED)
     return Outcome(call.id, ERROR, pack_error(error), (), call.function, 1 if ns else 0, ns)
 

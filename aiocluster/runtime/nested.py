@@ -16,13 +16,24 @@ from typing import Any, TypeVar
 
 from aiocluster.core.calls import CallOptions
 from aiocluster.core.inbox import ArrivedCall
-from aiocluster.runtime import current
+from aiocluster.runtime import current, forked
 from aiocluster.runtime.executor import Executor
 from aiocluster.runtime.futures import Future, gather_by_worker
-from aiocluster.wire.frames import BUFFERS_AT_ONCE
+from aiocluster.wire.frames import BUFFERS_AT_ONCE, PAYLOADS_AT_ONCE_BYTES
 from aiocluster.wire.functions import CapturedFunction, FunctionCapture
-from aiocluster.wire.messages import Answer, Ask, CancelCalls, DropFunctions, Functions, Message, Mode, Outcomes, Submit
-from aiocluster.wire.payloads import pack, unpack_error
+from aiocluster.wire.messages import (
+    Answer,
+    Ask,
+    CallStatus,
+    CancelCalls,
+    DropFunctions,
+    Functions,
+    Message,
+    Mode,
+    Outcomes,
+    Submit,
+)
+from aiocluster.wire.payloads import pack, pack_error, unpack_error
 
 __all__ = ["BlockingFuture", "NestedBackend"]
 
@@ -156,6 +167,7 @@ class NestedBackend:
         deadline: float | None,
         kills: int,
     ) -> NestedCall:
+        forked.refuse()
         with self._id_lock:
             id = self._next_id
             self._next_id += 1
@@ -290,6 +302,7 @@ class NestedBackend:
 
     async def ask(self, method: str, arguments: list[Any]) -> Any:
         """The manager's answer to a question about the cluster; plain data."""
+        forked.refuse()
         with self._id_lock:
             request = self._next_id
             self._next_id += 1
@@ -306,6 +319,7 @@ class NestedBackend:
 
         Raises: `TimeoutError`, `CancelledError`; a cancelled caller cancels the nested call as well.
         """
+        forked.refuse()
         done = threading.Event()
         caller = current.call_of_thread()
         if caller is None:  # a thread of the user's own holds no place
@@ -374,12 +388,13 @@ class NestedBackend:
         self._flush_due = False
         while self._unsent:
             calls: list[NestedCall] = []
-            buffers = 0
-            while self._unsent and buffers < BUFFERS_AT_ONCE:
+            buffers = payloads = 0
+            while self._unsent and buffers < BUFFERS_AT_ONCE and payloads < PAYLOADS_AT_ONCE_BYTES:
                 call = self._unsent.popleft()
                 if call.id in self._calls:
                     calls.append(call)
                     buffers += len(call.buffers)
+                    payloads += len(call.payload)
             if calls:
                 self._submit_all(calls)
 
@@ -396,6 +411,19 @@ class NestedBackend:
                 self._next_function += 1
         if new:
             self._send(Functions(ids, [one.hash for one in new], [one.payload for one in new], [one.name for one in new]), ())
+        try:
+            self._send_calls(calls)
+        except (ValueError, TypeError, OverflowError, BufferError) as error:  # one of them cannot be sent: it alone fails
+            if len(calls) == 1:
+                self._fail(calls[0], error)
+            else:
+                for call in calls:
+                    self._submit_all([call])
+        if len(self._functions) > FUNCTIONS_KEPT:  # closures made anew for every call have no end
+            gone = [self._functions.popitem(last=False)[1] for _ in range(len(self._functions) - FUNCTIONS_KEPT)]
+            self._send(DropFunctions(gone), ())
+
+    def _send_calls(self, calls: Sequence[NestedCall]) -> None:
         message = Submit(
             [call.id for call in calls],
             [call.parent for call in calls],
@@ -405,13 +433,14 @@ class NestedBackend:
             [[index, call.options] for index, call in enumerate(calls) if call.options],
             [[index, len(call.buffers)] for index, call in enumerate(calls) if call.buffers],
         )
-        buffers = [buffer for call in calls for buffer in call.buffers]
+        self._send(message, [buffer for call in calls for buffer in call.buffers])
         for call in calls:
             call.payload, call.buffers = b"", ()
-        self._send(message, buffers)
-        if len(self._functions) > FUNCTIONS_KEPT:  # closures made anew for every call have no end
-            gone = [self._functions.popitem(last=False)[1] for _ in range(len(self._functions) - FUNCTIONS_KEPT)]
-            self._send(DropFunctions(gone), ())
+
+    def _fail(self, call: NestedCall, error: Exception) -> None:
+        self._calls.pop(call.id, None)
+        handle, call.handle = call.handle, None
+        handle.resolve(CallStatus.ERROR, pack_error(error), (), 0)
 
 
 def _option_row(options: CallOptions) -> dict[str, Any]:

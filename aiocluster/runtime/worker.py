@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 import threading
+import traceback
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -20,7 +21,7 @@ from aiocluster.core.inbox import ArrivedCall, Inbox
 from aiocluster.ids import new_link_id
 from aiocluster.net.dial import dial
 from aiocluster.net.link import Link
-from aiocluster.runtime import current
+from aiocluster.runtime import current, forked
 from aiocluster.runtime.executor import Executor, Runner
 from aiocluster.runtime.invoke import Functions, Invoker, Outcome
 from aiocluster.runtime.nested import NestedBackend
@@ -49,6 +50,7 @@ PATIENT_NS = 20_000_000
 def main(spec: WorkerSpec, recorder: Recorder) -> None:
     """Be a worker; never returns. Called in a process of its own, on its main thread."""
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    forked.watch()
     worker = Worker(spec, recorder)
     current.this_worker = current.ThisWorker(
         id=spec.worker_id, node=spec.node, host=spec.host, pid=os.getpid(), cluster_id=spec.cluster_id
@@ -137,7 +139,16 @@ class Worker:
     # --- the loop's thread -------------------------------------------------------------------------------------------------
 
     def run_loop(self) -> None:
-        """Run the loop until the process ends."""
+        """Run the loop until the process ends, which it does with the loop: a worker that hears nobody is of no use."""
+        try:
+            self._run_loop()
+        except BaseException as error:
+            _complain("the worker's loop has ended, and the worker ends with it", error)
+        finally:
+            if not self._ending:
+                os._exit(1)
+
+    def _run_loop(self) -> None:
         self._loop = loop = _new_loop()
         asyncio.set_event_loop(loop)
         self._nested = current.backend = NestedBackend(loop, self.executor, self._send, self._spec.cluster_id)
@@ -145,8 +156,8 @@ class Worker:
         while True:
             try:
                 loop.run_forever()
-            except (SystemExit, KeyboardInterrupt):  # raised in a task of the user's: it ends that task, not the worker
-                logger.exception("a task raised what would end the process; the worker goes on")
+            except (SystemExit, KeyboardInterrupt) as error:  # raised in a task of the user's: it ends that, not the worker
+                _complain("a task raised what would end the process; the worker goes on", error)
             if task.done() and self._ending:
                 return
 
@@ -225,7 +236,7 @@ class Worker:
         slots = self._recorder.slots
         slots[ASYNC_STARTED] = max(slots[ASYNC_STARTED], call.serial)
         call.started = True
-        task = self._loop.create_task(self._run_async(call), name=f"call {call.id}")
+        task = self._loop.create_task(forked.Steps(self._run_async(call)), name=f"call {call.id}")
         self._tasks[call] = task
 
     async def _run_async(self, call: ArrivedCall) -> None:
@@ -258,6 +269,8 @@ class Worker:
 
     def _flush(self) -> None:
         """Send all outcomes that there are: one frame, unless they have very many buffers."""
+        if forked.child:
+            forked.leave()
         self._flush_due = False
         while self._flush_frame():
             pass
@@ -341,6 +354,14 @@ class Worker:
             self._streams.flush()
         finally:
             os._exit(0)
+
+
+def _complain(text: str, error: BaseException) -> None:
+    """Log the error; never raises, whatever the user's logging does."""
+    try:
+        logger.error(text, exc_info=error)
+    except BaseException:
+        os.write(2, f"aiocluster: {text}\n{traceback.format_exc()}".encode(errors="backslashreplace"))
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:

@@ -72,6 +72,8 @@ BEFORE_WELCOME = FrameLimits(header_bytes=4096, buffer_bytes=0, buffers_total_by
 
 BUFFERS_AT_ONCE = 16_384
 """Who gathers calls or results into a frame begins another one from so many buffers on; each of them has few in comparison."""
+PAYLOADS_AT_ONCE_BYTES = 64 * 2**20
+"""The same for the bytes within headers."""
 
 # --- out -----------------------------------------------------------------------------------------------------------------
 

@@ -178,10 +178,8 @@ def pack_error(exc: BaseException, *, traceback: str | None = None) -> bytes:
     Args:
         traceback: the formatted traceback; by default that of the exception, without the runtime's own first frames.
     """
-    kind = type(exc)
-    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
     fields = [
-        _sendable(name, MAX_NAME),
+        _sendable(_name_of(type(exc)), MAX_NAME),
         _sendable(_text_of(exc), MAX_TEXT),
         _sendable(_traceback_of(exc) if traceback is None else traceback, MAX_TRACEBACK),
         _pickle_of(exc),
@@ -253,6 +251,13 @@ def _loaded(pickled: bytes) -> BaseException | None:
         return None
 
 
+def _name_of(kind: type[BaseException]) -> str:
+    try:
+        return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    except BaseException:  # a metaclass may raise anything
+        return str(type.__dict__["__qualname__"].__get__(kind))
+
+
 def _text_of(exc: BaseException) -> str:
     try:
         return str(exc)
@@ -263,10 +268,10 @@ def _text_of(exc: BaseException) -> str:
 def _traceback_of(exc: BaseException) -> str:
     import traceback
 
-    frames = exc.__traceback__
-    while frames is not None and frames.tb_frame.f_code.co_filename.startswith(_OWN_FILES):
-        frames = frames.tb_next
     try:
+        frames = exc.__traceback__
+        while frames is not None and frames.tb_frame.f_code.co_filename.startswith(_OWN_FILES):
+            frames = frames.tb_next
         return "".join(traceback.format_exception(type(exc), exc, frames or exc.__traceback__))
     except BaseException:  # it asks the exception for its text and notes
         return "(the traceback cannot be shown: formatting it raises)"
@@ -274,6 +279,7 @@ def _traceback_of(exc: BaseException) -> str:
 
 def _sendable(text: str, limit: int) -> str:
     """The text in UTF-8 and within the limit; of a long one, its begin and its end."""
+    text = str.__str__(text)  # the very type: a `__str__` may give one of a type of its own, that does anything when it is used
     if len(text) > limit:
         text = f"{text[: limit // 2]}\n[... {len(text) - limit} characters left out ...]\n{text[-(limit // 2) :]}"
     return text.encode("utf-8", "backslashreplace").decode("utf-8")

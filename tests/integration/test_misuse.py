@@ -58,11 +58,14 @@ async def test_a_name_of_any_kind_hurts_nobody(cluster: Cluster, name: str) -> N
         ({"workers": 1.0}, "workers"),
         ({"workers": []}, "workers"),
         ({"workers": 0}, "worker"),
+        ({"workers": 2**63}, "worker"),
         ({"resources": {"gpu": "1"}}, "gpu"),
         ({"resources": {"gpu": 0}}, "gpu"),
         ({"resources": {"gpu": math.inf}}, "gpu"),
         ({"resources": "gpu"}, "resources"),
         ({"resources": {5: 1}}, "5"),
+        ({"resources": {"gpu": 10**400}}, "gpu"),
+        ({"resources": {"\ud800": 1}}, "printable"),
     ],
 )
 async def test_an_option_that_makes_no_sense_is_named(cluster: Cluster, options: dict[str, Any], named: str) -> None:

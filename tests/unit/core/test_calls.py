@@ -29,6 +29,9 @@ ENTRY = FunctionTable().intern(b"h", b"", "module.f", False)
         ({"name": b"x"}, "name"),
         ({"resources": "gpu"}, "resources"),
         ({"resources": {5: 1}}, "5"),
+        ({"resources": {"gpu": 2**63}}, "gpu"),
+        ({"resources": {"\ud800": 1}}, "printable"),
+        ({"resources": {"n" * 201: 1}}, "printable"),
         ({"resources": {"gpu": "1"}}, "gpu"),
     ],
 )

@@ -407,6 +407,53 @@ def test_traceback_that_cannot_be_formatted_is_said_so() -> None:
     assert "cannot be shown" in arrived.traceback
 
 
+class HasNoTraceback(Exception):
+    @property
+    def __traceback__(self) -> Any:  # type: ignore[override]
+        raise SystemExit
+
+
+class HasNoAttributes(Exception):
+    def __getattribute__(self, name: str) -> Any:
+        raise SystemExit(name)
+
+
+class HasNoName(type):
+    def __getattribute__(cls, name: str) -> Any:
+        if name in ("__module__", "__qualname__"):
+            raise KeyboardInterrupt(name)
+        return super().__getattribute__(name)
+
+
+class Nameless(Exception, metaclass=HasNoName):
+    pass
+
+
+class BadText(str):
+    __slots__ = ()
+
+    def __len__(self) -> int:
+        raise SystemExit
+
+
+class SpeaksBadText(Exception):
+    def __str__(self) -> str:
+        return BadText("bad")
+
+    def __reduce__(self) -> Any:
+        raise ValueError
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("HasNoTraceback", "a"), ("HasNoAttributes", "a"), ("Nameless", "a"), ("SpeaksBadText", "bad")]
+)
+def test_exception_that_raises_when_it_is_looked_at_is_told_all_the_same(name: str, text: str) -> None:
+    make: Callable[[str], Exception] = globals()[name]  # by its name: what runs the tests would look at it
+    told, said, _traceback, _pickle = msgpack.unpackb(pack_error(make("a")))
+    assert told.rpartition(".")[2] == name
+    assert said == text
+
+
 def test_text_without_end_is_shortened_and_odd_text_is_escaped() -> None:
     arrived = raised(StopIteration("a" * 1_000_000 + "z"))
     assert isinstance(arrived, RemoteError)
