@@ -16,6 +16,7 @@ from enum import Enum
 from typing import Any, Protocol
 
 from aiocluster.errors import LaunchError
+from aiocluster.launch.metadata import task_metadata
 
 __all__ = ["Api", "Aws", "AwsError", "Fault", "items", "region_of_arn", "translate"]
 
@@ -24,7 +25,6 @@ READ_TIMEOUT_S = 20.0
 """AWS answers within a second or two; what takes longer was lost on its way."""
 ATTEMPTS = 8
 """Of a request that is patient: with the doubling waits of the SDK's standard mode, about a minute."""
-METADATA_TIMEOUT_S = 2.0
 
 
 class Fault(Enum):
@@ -282,20 +282,9 @@ def region_of_arn(arn: str) -> str | None:
 
 
 async def _region_of_this_task(environ: Mapping[str, str]) -> str | None:
-    """A container of AWS Batch or ECS on EC2 is told no region; the metadata of its task say where it runs.
-
-    Source: "Amazon ECS task metadata endpoint version 4".
-    """
-    endpoint = environ.get("ECS_CONTAINER_METADATA_URI_V4")
-    if not endpoint:
-        return None
-    import aiohttp
-
+    """A container of AWS Batch or ECS on EC2 is told no region; the metadata of its task say where it runs."""
     try:
-        patience = aiohttp.ClientTimeout(total=METADATA_TIMEOUT_S)
-        async with aiohttp.ClientSession(timeout=patience) as http, http.get(f"{endpoint}/task") as answer:
-            answer.raise_for_status()
-            told = await answer.json(content_type=None)
-    except (aiohttp.ClientError, TimeoutError, ValueError):
+        told = await task_metadata(environ)
+    except (OSError, ValueError):
         return None  # then it is an error that there is no region, and the text says what to set
-    return region_of_arn(str(told.get("TaskARN", ""))) if isinstance(told, dict) else None
+    return None if told is None else region_of_arn(str(told.get("TaskARN", "")))

@@ -22,6 +22,7 @@ from aiocluster.launch.batch_fleet import Fleet, Node, Submission, attempted
 from aiocluster.launch.batch_jobs import JobState, Room
 from aiocluster.launch.batch_leftovers import end, leftovers
 from aiocluster.launch.batch_shape import JobShape
+from aiocluster.launch.marks import tags
 from aiocluster.launch.naming import PATTERN
 from aiocluster.launch.own_job import OwnJobDetail, describe_own_job, own_job
 from aiocluster.launch.poller import Figures, Poller
@@ -141,11 +142,12 @@ class Batch(Launcher):
             return
         queue, definition = await self._where()
         await self._check_room(request, queue)
+        marks = await tags(request.cluster_id)
         submissions = []
         for nodes in batch_jobs.parts(request.nodes):
             environment = await self._environment(request, nodes[0])
             arguments = self._shape.submission(
-                request.cluster_id, environment, queue=queue, definition=definition, size=len(nodes)
+                request.cluster_id, environment, marks=marks, queue=queue, definition=definition, size=len(nodes)
             )
             submissions.append((Submission(arguments, request), nodes))
         for submission, nodes in submissions:  # recorded before anything is asked of AWS

@@ -9,7 +9,6 @@ from typing import Any
 
 from aiocluster.ids import ClusterId
 from aiocluster.launch import batch_jobs
-from aiocluster.launch.marks import tags
 
 __all__ = ["JobShape"]
 
@@ -60,9 +59,16 @@ class JobShape:
             raise ValueError(f"env: {', '.join(reserved)}: names that begin with AWS_BATCH are reserved by AWS")
 
     def submission(
-        self, cluster_id: ClusterId, environment: Mapping[str, str], *, queue: str, definition: str, size: int
+        self,
+        cluster_id: ClusterId,
+        environment: Mapping[str, str],
+        *,
+        marks: Mapping[str, str],
+        queue: str,
+        definition: str,
+        size: int,
     ) -> dict[str, Any]:
-        """The arguments of SubmitJob, under a job name that no other has.
+        """The arguments of SubmitJob, under a job name that no other has, with these marks among its tags.
 
         Raises:
             LaunchError: they are larger than AWS allows.
@@ -87,7 +93,7 @@ class JobShape:
             "jobDefinition": definition,
             "containerOverrides": overrides,
             "retryStrategy": retry,
-            "tags": {**self.tags, **tags(cluster_id)},
+            "tags": {**self.tags, **marks},
         }
         if size > 1:
             arguments["arrayProperties"] = {"size": size}

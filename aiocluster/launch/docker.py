@@ -188,10 +188,11 @@ class Docker(Launcher):
         with _as_launch_errors():
             image = await self._image_id(engine)
         self._watch(engine, request.cluster_id)
+        tags = await marks.tags(request.cluster_id)
         begun = []
         for node in request.nodes:
             name = f"aiocluster-{request.cluster_id}-{node}"
-            container = Container(node, name, self._config(request, node, image), request)
+            container = Container(node, name, self._config(request, node, image, tags), request)
             self._containers[name] = self._nodes[node] = container  # from now on it is found by `stop` and `close`
             container.begin(engine, self._slots, self._ended)
             begun.append(container)
@@ -199,13 +200,13 @@ class Docker(Launcher):
         for container in begun:
             await container.begun.wait()
 
-    def _config(self, request: LaunchRequest, node: str, image: str) -> dict[str, Any]:
+    def _config(self, request: LaunchRequest, node: str, image: str, tags: Mapping[str, str]) -> dict[str, Any]:
         environment = {**self._env, **agent_environment(request, node)}
         return {
             "Image": image,
             "Cmd": self._command,
             "Env": [f"{name}={value}" for name, value in environment.items()],
-            "Labels": {**self._labels, **marks.tags(request.cluster_id), NODE_LABEL: node},
+            "Labels": {**self._labels, **tags, NODE_LABEL: node},
             "AttachStdout": True,
             "AttachStderr": True,
             "HostConfig": {"AutoRemove": True, "NetworkMode": self._network, "Binds": self._mounts},
@@ -295,7 +296,7 @@ async def leftovers(engine: str | None = None) -> list[marks.Leftover]:
         found = []
         for one in await open_engine.labelled(marks.CLUSTER):
             kind, _, manager = one.labels.get(marks.MANAGER, "").partition(":")
-            own = await open_engine.state(manager) if kind == "container" else None
+            own = await open_engine.state(manager.partition(":")[0]) if kind == "container" else None
             found.append(
                 marks.leftover(
                     one.labels,

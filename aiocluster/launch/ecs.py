@@ -22,6 +22,7 @@ from aiocluster.launch.ecs_fleet import Call, Fleet, Node, attempted
 from aiocluster.launch.ecs_leftovers import end, leftovers
 from aiocluster.launch.ecs_shape import LARGEST_CALL, Place, TaskShape
 from aiocluster.launch.ecs_tasks import TaskState, definition_of, explained
+from aiocluster.launch.marks import tags
 from aiocluster.launch.naming import ECS as PREFIX
 from aiocluster.launch.naming import PATTERN
 from aiocluster.launch.own_task import OwnTaskDetail, describe_own_task, own_task, task_id
@@ -141,12 +142,13 @@ class ECS(Launcher):
         self._fleet.cluster, self._fleet.started_by = self._place.cluster, request.cluster_id
         stored = {} if self._store is None else await self._store.put(request.cluster_id, request.token)
         calls = [Call(request.nodes[i : i + LARGEST_CALL], request) for i in range(0, len(request.nodes), LARGEST_CALL)]
+        marks = await tags(request.cluster_id)
         for call in calls:
             environment = {**agent_environment(request, f"{PREFIX}{call.key}/{PATTERN}"), **stored}
             if stored:
                 del environment["AIOCLUSTER_TOKEN"]
             call.arguments = self._shape.run_task(
-                self._place, request.cluster_id, environment, key=call.key, token=call.token, count=len(call.nodes)
+                self._place, request.cluster_id, environment, marks=marks, key=call.key, token=call.token, count=len(call.nodes)
             )
         for call in calls:  # recorded before anything is asked of AWS
             self._fleet.record(call)

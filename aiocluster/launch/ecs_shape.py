@@ -10,7 +10,6 @@ from typing import Any
 from aiocluster.errors import LaunchError
 from aiocluster.ids import ClusterId
 from aiocluster.launch.ecs_tasks import REQUEST, Definition
-from aiocluster.launch.marks import tags
 
 __all__ = ["LARGEST_CALL", "Place", "TaskShape"]
 
@@ -56,11 +55,20 @@ class TaskShape:
             raise ValueError(f"command must be a list of strings, not {self.command!r}")
 
     def run_task(
-        self, place: Place, cluster_id: ClusterId, environment: Mapping[str, str], *, key: str, token: str, count: int
+        self,
+        place: Place,
+        cluster_id: ClusterId,
+        environment: Mapping[str, str],
+        *,
+        marks: Mapping[str, str],
+        key: str,
+        token: str,
+        count: int,
     ) -> dict[str, Any]:
         """The arguments of RunTask.
 
         Args:
+            marks: by which they are found.
             key: by which the tasks of this call are known.
             token: with it AWS carries the call out once, however often it hears it.
 
@@ -68,7 +76,7 @@ class TaskShape:
             LaunchError: they are larger than AWS allows.
         """
         overrides = self._overrides(place.definition, environment)
-        marks = {**self.tags, **tags(cluster_id), REQUEST: key}
+        tags = {**self.tags, **marks, REQUEST: key}
         arguments: dict[str, Any] = {
             "cluster": place.cluster,
             "taskDefinition": place.definition.arn,
@@ -76,7 +84,7 @@ class TaskShape:
             "clientToken": token,
             "startedBy": cluster_id,
             "overrides": overrides,
-            "tags": [{"key": name, "value": value} for name, value in marks.items()],
+            "tags": [{"key": name, "value": value} for name, value in tags.items()],
         }
         if place.launch_type in LAUNCH_TYPES:
             arguments["launchType"] = place.launch_type

@@ -6,38 +6,28 @@ Tasks of AWS Batch are ECS tasks too, of a cluster that is not for others: who a
 from __future__ import annotations
 
 import asyncio
-import http.client
-import json
 import logging
 import os
 import time
-import urllib.parse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from aiocluster.errors import LaunchError
 from aiocluster.launch.aws import Api, AwsError, Fault
+from aiocluster.launch.metadata import METADATA, read_metadata
 
 __all__ = ["METADATA", "OwnTask", "OwnTaskDetail", "describe_own_task", "own_task", "read_own_task", "task_id"]
 
 logger = logging.getLogger("aiocluster")
 
-METADATA = "ECS_CONTAINER_METADATA_URI_V4"
-TIMEOUT_S = 2.0
-"""It answers from the task's own machine, in milliseconds."""
 TRIES = 5
 PAUSE_S = 0.5
 """Before the second try, and twice as long before each later one: it may not be there yet when a container starts."""
-LARGEST_ANSWER = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OwnTask:
-    """What the metadata of a task say.
-
-    Source: "Amazon ECS task metadata endpoint version 4" of the ECS developer guide.
-    """
+    """What the metadata of a task say."""
 
     arn: str
     cluster: str
@@ -84,36 +74,20 @@ def read_own_task(
     wait_s = PAUSE_S
     for number in range(1, tries + 1):
         try:
-            task, container = _get(f"{address}/task"), _get(address)
+            task, container = read_metadata(f"{address}/task"), read_metadata(address)
             return OwnTask(
                 arn=str(task["TaskARN"]),
                 cluster=str(task["Cluster"]),
                 definition=f"{task['Family']}:{task['Revision']}",
                 container=str(container["Name"]),
             )
-        except (OSError, ValueError, KeyError, http.client.HTTPException) as error:
+        except (OSError, ValueError, KeyError) as error:
             if number == tries:
                 why = f"it has no {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
                 raise LaunchError(f"the metadata of this ECS task cannot be read from {METADATA}: {why}") from error
             pause(wait_s)
             wait_s *= 2
     raise ValueError(f"tries must be at least 1, not {tries}")
-
-
-def _get(url: str) -> Mapping[str, Any]:
-    parts = urllib.parse.urlsplit(url)  # asked directly: a proxy of the environment does not lead to this machine
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=TIMEOUT_S)
-    try:
-        connection.request("GET", parts.path)
-        answer = connection.getresponse()
-        if answer.status != 200:
-            raise ValueError(f"it answers {answer.status}")
-        told = json.loads(answer.read(LARGEST_ANSWER))
-    finally:
-        connection.close()
-    if not isinstance(told, dict):
-        raise ValueError("it does not answer with an object")
-    return told
 
 
 async def own_task(environ: Mapping[str, str] | None = None) -> OwnTask | None:

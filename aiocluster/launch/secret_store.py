@@ -59,7 +59,7 @@ class SecretStore:
         return {VARIABLE: f"{self._kind}:{name}"}
 
     async def _store(self, cluster_id: ClusterId, token: Token) -> None:
-        marks = [{"Key": key, "Value": value} for key, value in tags(cluster_id).items()]
+        marks = [{"Key": key, "Value": value} for key, value in (await tags(cluster_id)).items()]
         secret: dict[str, Any] = {"Name": self._name, "Tags": marks}
         try:
             if self._kind == "ssm":

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -29,10 +29,10 @@ async def aiocluster(*arguments: str) -> tuple[int, str]:
 
 
 @pytest.fixture
-def orphan(docker: Engine) -> Iterator[str]:
+async def orphan(docker: Engine) -> AsyncIterator[str]:
     """The cluster id of a container whose manager was a process of this machine that has ended."""
     cluster = f"c-{uuid.uuid4().hex[:12]}"
-    labels = {CLUSTER: cluster, MANAGER: f"{manager_tag().rpartition(':')[0]}:1", CREATED: "2030-01-01T00:00:00Z"}
+    labels = {CLUSTER: cluster, MANAGER: f"{(await manager_tag()).rpartition(':')[0]}:1", CREATED: "2030-01-01T00:00:00Z"}
     marks = [f"--label={name}={value}" for name, value in labels.items()]
     id = docker.docker("run", "--detach", *marks, docker.image, "sleep", "600").strip()
     yield cluster

@@ -286,6 +286,8 @@ async def test_a_removal_that_fails_is_told(engine: Engine, server: Server) -> N
         ("container:m", (200, {"State": {"Status": "running", "ExitCode": 0, "OOMKilled": False}}), True),
         ("container:m", (200, {"State": {"Status": "exited", "ExitCode": 0, "OOMKilled": False}}), False),
         ("container:m", (404, {"message": "gone"}), None),
+        ("container:m:0-0:1:1", (200, {"State": {"Status": "running", "ExitCode": 0, "OOMKilled": False}}), None),
+        ("container:m:0-0:1:1", (200, {"State": {"Status": "exited", "ExitCode": 0, "OOMKilled": False}}), False),
         ("batch:m", (500, {"message": "it is not asked"}), None),
     ],
 )
