@@ -53,6 +53,7 @@ class Calling:
 
         Raises:
             TypeError: `fn` is not callable.
+            RuntimeError: this is not the thread of the cluster's loop. (In a call on a worker any thread may submit.)
         """
         if not callable(fn):
             raise TypeError(f"submit() needs a function, not {type(fn).__name__}")

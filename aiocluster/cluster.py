@@ -260,6 +260,7 @@ class Cluster(Constructors, CurrentCluster):
 
         Raises:
             KeyError: there is no such worker.
+            ValueError: the grace is no number of seconds.
         """
         await self._owner.elasticity.retire(tuple(worker_ids(ids)) if ids else (), grace)
 

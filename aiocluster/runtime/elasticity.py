@@ -90,6 +90,8 @@ class Elasticity:
 
     async def retire(self, ids: tuple[int, ...], grace: float | None) -> None:
         """End these workers and wait for their end; see `Cluster.retire`."""
+        if grace is not None and not (isinstance(grace, int | float) and grace >= 0):
+            raise ValueError(f"grace must be a number of seconds, 0 or more, not {grace!r}")
         roster = self._manager.core.roster
         for id in ids:
             if id not in roster.workers:

@@ -11,6 +11,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from pickle import loads
+from threading import get_ident
 from typing import Any, assert_never
 
 from aiocluster.config import Settings
@@ -66,6 +67,7 @@ class Manager:
         self, settings: Settings, write_output: Callable[[int, int, list[str]], None], agreed: Agreed | None = None
     ) -> None:
         self._loop = asyncio.get_running_loop()
+        self._thread = get_ident()
         self.settings = settings
         self.id, self.token = (new_cluster_id(), Token.generate()) if agreed is None else agreed
         self.core = Coordinator(settings, self._loop.time())
@@ -103,6 +105,11 @@ class Manager:
     def submit(
         self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], options: CallOptions
     ) -> Future[Any]:
+        if get_ident() != self._thread:
+            raise RuntimeError(
+                "a cluster belongs to the thread of its loop: from another one, have the loop run a coroutine that submits, "
+                "by asyncio.run_coroutine_threadsafe()"
+            )
         future: Future[Any] = Future(loop=self._loop)
         future._backend = self
         future._call = None

@@ -194,3 +194,18 @@ async def test_a_launcher_that_is_told_of_it_in_vain_leaves_the_cluster_as_it_wa
     with pytest.raises((LaunchError, TypeError)):
         await cluster.add(Local(), n="2")  # type: ignore[arg-type]
     assert set(cluster.workers) == {1, 2}
+
+
+async def test_another_thread_is_told_how_to_submit(cluster: Cluster) -> None:
+    with pytest.raises(RuntimeError, match="run_coroutine_threadsafe"):
+        await asyncio.to_thread(cluster.submit, work.square, 3)
+    assert await cluster.submit(work.square, 4) == 16
+
+
+@pytest.mark.parametrize("grace", [-1, math.nan, "1"])
+async def test_a_grace_that_is_no_number_of_seconds_retires_nobody(cluster: Cluster, grace: Any) -> None:
+    with pytest.raises(ValueError, match="grace"):
+        await cluster.retire(1, grace=grace)
+    with pytest.raises(ValueError, match="grace"):
+        await cluster.workers[2].stop(grace=grace)
+    assert set(cluster.workers) == {1, 2}
