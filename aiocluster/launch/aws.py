@@ -89,16 +89,18 @@ class Api(Protocol):
         ...
 
 
-async def items(api: Api, service: str, operation: str, key: str, **arguments: Any) -> AsyncIterator[Any]:
-    """All that a request lists, page by page; `key` is the list's name in each answer."""
+async def items(
+    api: Api, service: str, operation: str, key: str, *, page: str = "nextToken", **arguments: Any
+) -> AsyncIterator[Any]:
+    """All that a request lists, page by page; `key` is the list's name in each answer, `page` that of what leads to the next."""
     token: dict[str, Any] = {}
     while True:
         answer = await api.call(service, operation, **arguments, **token)
         for item in answer.get(key, ()):
             yield item
-        if not answer.get("nextToken"):
+        if not answer.get(page):
             return
-        token = {"nextToken": answer["nextToken"]}
+        token = {page: answer[page]}
 
 
 class Aws:

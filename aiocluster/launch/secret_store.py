@@ -1,21 +1,22 @@
 """The cluster's token in a store of AWS: jobs are told only where it is, so that whoever may describe them does not learn it.
 
-The launcher puts it there and deletes it at the end; agents fetch it by their job's or task's role.
+The launcher puts it there and deletes it at the end; agents fetch it by their job's or task's role. It carries the marks of its
+cluster, by which one is found whose manager was killed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, NamedTuple
 
 from aiocluster.errors import LaunchError
 from aiocluster.ids import ClusterId, Token
-from aiocluster.launch.aws import Api, Aws, AwsError, Fault
-from aiocluster.launch.marks import tags
+from aiocluster.launch.aws import Api, Aws, AwsError, Fault, items
+from aiocluster.launch.marks import CLUSTER, tags
 
-__all__ = ["VARIABLE", "SecretStore", "StoreKind", "fetch_token", "token_from"]
+__all__ = ["VARIABLE", "SecretStore", "StoreKind", "Stored", "delete_token", "fetch_token", "stored_tokens", "token_from"]
 
 VARIABLE = "AIOCLUSTER_TOKEN_FROM"
 StoreKind = Literal["ssm", "secretsmanager"]
@@ -81,17 +82,56 @@ class SecretStore:
             await asyncio.wait([self._putting])
         if not self._name:
             return
-        try:
-            if self._kind == "ssm":
-                await self._api.call("ssm", "delete_parameter", Name=self._name)
-            else:
-                await self._api.call("secretsmanager", "delete_secret", SecretId=self._name, ForceDeleteWithoutRecovery=True)
-        except AwsError as error:
-            if error.code not in _MISSING:
-                raise AwsError(
-                    f"the token {self._kind}:{self._name} could not be deleted: {error.reason}", error.fault
-                ) from error
+        await delete_token(f"{self._kind}:{self._name}", self._api)
         self._name, self._putting = "", None
+
+
+async def delete_token(reference: str, api: Api) -> None:
+    """The token is not there any more; one that was not is no matter.
+
+    Args:
+        reference: such as "ssm:/aiocluster/c-1/token".
+
+    Raises:
+        AwsError: it could not be deleted; the text names it.
+    """
+    kind, _, name = reference.partition(":")
+    try:
+        if kind == "ssm":
+            await api.call("ssm", "delete_parameter", Name=name)
+        else:
+            await api.call("secretsmanager", "delete_secret", SecretId=name, ForceDeleteWithoutRecovery=True)
+    except AwsError as error:
+        if error.code not in _MISSING:
+            raise AwsError(f"the token {reference} could not be deleted: {error.reason}", error.fault) from error
+
+
+class Stored(NamedTuple):
+    """A token that is in a store."""
+
+    reference: str
+    arn: str
+    tags: dict[str, str]
+
+
+async def stored_tokens(api: Api) -> list[Stored]:
+    """The tokens of all clusters that are in the stores of a region, by their marks. What they are is not read.
+
+    Raises:
+        AwsError: AWS does not tell.
+    """
+    asked = {"TagFilters": [{"Key": CLUSTER}], "ResourceTypeFilters": ["ssm:parameter", "secretsmanager:secret"]}
+    service, operation, key = "resourcegroupstaggingapi", "get_resources", "ResourceTagMappingList"
+    return [
+        _stored(str(one["ResourceARN"]), one.get("Tags", ()))
+        async for one in items(api, service, operation, key, page="PaginationToken", **asked)
+    ]
+
+
+def _stored(arn: str, tags: Iterable[Mapping[str, str]]) -> Stored:
+    """A parameter goes by its name only, which begins with a slash; a secret by its ARN as well."""
+    _, is_parameter, name = arn.partition(":parameter")
+    return Stored(f"ssm:{name}" if is_parameter else f"secretsmanager:{arn}", arn, {tag["Key"]: tag["Value"] for tag in tags})
 
 
 async def fetch_token(reference: str, api: Api) -> Token:

@@ -181,9 +181,26 @@ class FakeAws:
 
     def _delete_secret(self, **asked: Any) -> dict[str, Any]:
         assert asked["ForceDeleteWithoutRecovery"]
-        self._secret(asked["SecretId"], "ResourceNotFoundException")
-        del self.secrets[asked["SecretId"]]
+        _, is_arn, rest = asked["SecretId"].partition(":secret:")
+        name = rest.rpartition("-")[0] if is_arn else asked["SecretId"]
+        self._secret(name, "ResourceNotFoundException")
+        del self.secrets[name]
         return {}
+
+    def _get_resources(self, **asked: Any) -> dict[str, Any]:
+        """One a page."""
+        (wanted,), at = asked["TagFilters"], int(asked.get("PaginationToken", 0))
+        assert asked["ResourceTypeFilters"] == ["ssm:parameter", "secretsmanager:secret"]
+        found = [(n, one) for n, one in self.secrets.items() if wanted["Key"] in {tag["Key"] for tag in one.get("Tags", ())}]
+        account = "eu-west-1:1"
+        arns = {
+            name: f"arn:aws:ssm:{account}:parameter{name}"
+            if "Type" in one
+            else f"arn:aws:secretsmanager:{account}:secret:{name}-x"
+            for name, one in found
+        }
+        page = [{"ResourceARN": arns[name], "Tags": one["Tags"]} for name, one in found[at : at + 1]]
+        return {"ResourceTagMappingList": page, "PaginationToken": str(at + 1) if at + 1 < len(found) else ""}
 
     def _secret(self, name: str, code: str) -> dict[str, Any]:
         if name not in self.secrets:

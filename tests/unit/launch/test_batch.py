@@ -11,11 +11,14 @@ from typing import Any, cast
 import pytest
 
 from aiocluster.errors import LaunchError
+from aiocluster.ids import ClusterId
 from aiocluster.launch import batch as batch_module
+from aiocluster.launch.aws import region_of_arn
 from aiocluster.launch.batch import Batch, end, leftovers
 from aiocluster.launch.batch_jobs import JobState, parts
 from aiocluster.launch.marks import CLUSTER, CREATED, MANAGER
 from aiocluster.launch.poller import Figures
+from aiocluster.launch.secret_store import SecretStore
 from tests.unit.launch.fake_batch import DEFINITION, DENIED, EXPIRED, LOST, QUEUE, REFUSED, THROTTLED, FakeAws, Told
 
 AT_ONCE = Figures(quick_s=0.001, slow_s=0.001)
@@ -714,3 +717,40 @@ async def test_leftovers_are_the_jobs_of_clusters_that_have_not_ended() -> None:
     await end(found["job-1"], api=aws)
     assert "job-1" not in aws.live()
     await launcher.close(0.0)
+
+
+@pytest.mark.parametrize("kind", ["ssm", "secretsmanager"])
+async def test_a_token_that_a_killed_manager_has_left_is_found_by_its_marks_and_deleted(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aws, told = FakeAws(), Told()
+    monkeypatch.setenv("AWS_BATCH_JOB_ID", "manager-1")
+    aws.jobs["manager-1"] = {"jobId": "manager-1", "jobName": "m", "status": "RUNNING", "tags": {}}
+    launcher = batch_of(aws, secret_store=kind)
+    await launcher.start(told.request("batch-1"))
+    await SecretStore("ssm", aws).put(ClusterId("c-other"), told.token)
+    aws.secrets["somebody-elses"] = {"Type": "SecureString"}
+    monkeypatch.delenv("AWS_BATCH_JOB_ID")
+    for status, alive in (("RUNNING", True), ("FAILED", False)):  # it is killed, and nothing of it is closed
+        aws.become("manager-1", status)
+        found = {(one.kind, one.cluster): one for one in await leftovers(api=aws)}
+        assert set(found) == {("batch job", "c-fake"), ("batch token", "c-fake"), ("batch token", "c-other")}
+        token = found["batch token", "c-fake"]
+        assert token.alive is found["batch job", "c-fake"].alive is alive
+        assert token.manager == "batch:manager-1"
+        assert token.created is not None
+        assert region_of_arn(token.where) == "eu-west-1"
+    assert told.token.reveal().hex() not in str(found)
+    await end(token, api=aws)
+    assert set(aws.secrets) == {"/aiocluster/c-other/token", "somebody-elses"}
+    await end(token, api=aws)  # it is gone
+    await launcher.close(0.0)
+
+
+async def test_jobs_are_found_where_tokens_may_not_be_looked_for(caplog: pytest.LogCaptureFixture) -> None:
+    async with opened() as (aws, launcher, told):
+        await launcher.start(told.request("batch-1"))
+        aws.fail("get_resources", DENIED)
+        assert [one.kind for one in await leftovers(api=aws)] == ["batch job"]
+        assert any("are not looked for: access denied" in message for message in caplog.messages)
+        aws.closed = 0
