@@ -24,7 +24,11 @@ CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 20.0
 """AWS answers within a second or two; what takes longer was lost on its way."""
 ATTEMPTS = 8
-"""Of a request that is patient: with the doubling waits of the SDK's standard mode, about a minute."""
+"""Of a request that is patient. Between them the SDK's standard mode waits a random part of 1, 2, 4, 8, 16, 20 and 20 s: 36 s in
+all on average, 71 s at most. What it takes until an attempt has failed comes on top: nothing to speak of where AWS answers, and
+the time-outs above where it does not, so that it is 271 s at the very most. Where much fails at once the SDK
+gives up sooner: all requests of a client share a quota of attempts that are made again.
+"""
 
 
 class Fault(Enum):
@@ -76,7 +80,8 @@ class Api(Protocol):
         Args:
             service: as the SDK calls it: "batch".
             operation: as the SDK's method is called: "submit_job".
-            patient: try again, for about a minute, what may pass. For what would be done twice by that: False.
+            patient: try again what may pass: for half a minute or so, for minutes where attempts time out (see `ATTEMPTS`). For
+                what would be done twice by that: False.
             arguments: of the operation.
 
         Raises:

@@ -15,10 +15,21 @@ from typing import Any
 import botocore.exceptions as sdk
 import pytest
 from aiohttp import web
+from botocore.retries.standard import ExponentialBackoff, RetryContext
 
 from aiocluster.errors import LaunchError
 from aiocluster.ids import ClusterId
-from aiocluster.launch.aws import Aws, AwsError, Fault, items, region_of_arn, translate
+from aiocluster.launch.aws import (
+    ATTEMPTS,
+    CONNECT_TIMEOUT_S,
+    READ_TIMEOUT_S,
+    Aws,
+    AwsError,
+    Fault,
+    items,
+    region_of_arn,
+    translate,
+)
 from aiocluster.launch.base import agent_environment
 from aiocluster.launch.secret_store import SecretStore, fetch_token
 from tests.unit.launch.fake_batch import Told
@@ -196,6 +207,14 @@ async def test_a_patient_request_is_made_again(account: Server) -> None:
     async with opened() as api:
         assert (await api.call("batch", "describe_job_queues"))["jobQueues"] == []
     assert len(account.asked) == 3
+
+
+def test_patience_is_as_long_as_it_is_said_to_be() -> None:
+    waits = ExponentialBackoff(random=lambda: 1.0)
+    contexts = [RetryContext(attempt_number=number) for number in range(1, ATTEMPTS)]
+    longest_s = sum(waits.delay_amount(context) for context in contexts)
+    assert longest_s == 1 + 2 + 4 + 8 + 16 + 20 + 20
+    assert longest_s + ATTEMPTS * (CONNECT_TIMEOUT_S + READ_TIMEOUT_S) == 271
 
 
 @pytest.mark.parametrize(
