@@ -16,7 +16,7 @@ from aiocluster.launch.marks import Leftover
 
 __all__ = ["KINDS", "Found", "Leftover", "Reaped", "find", "reap"]
 
-KINDS = ("docker", "batch")
+KINDS = ("docker", "batch", "ecs")
 _HOMES = {kind: f"aiocluster.launch.{kind}" for kind in KINDS}
 
 
@@ -40,7 +40,7 @@ async def find(kinds: Collection[str] = KINDS, *, cluster: str | None = None) ->
     """All that carries the marks of a cluster, the latest last.
 
     Args:
-        kinds: where to look: "docker", "batch".
+        kinds: where to look: "docker", "batch", "ecs".
         cluster: only what belongs to this one.
 
     Returns: also what could not be looked at, with the reason: an engine that does not answer, no credentials.

@@ -15,7 +15,7 @@ from random import random as _random
 from typing import Any
 
 from aiocluster.errors import LaunchError
-from aiocluster.launch import batch_jobs
+from aiocluster.launch import batch_jobs, cloudwatch
 from aiocluster.launch.aws import Api, Aws, AwsError, Fault
 from aiocluster.launch.base import Launcher, LaunchRequest, agent_environment, checked_env
 from aiocluster.launch.batch_fleet import Fleet, Node, Submission, attempted
@@ -265,11 +265,13 @@ class Batch(Launcher):
 
     async def _tell_attempt(self, node: Node, name: str, reason: str, state: JobState | None) -> None:
         if state is not None:
-            self._keep_lines(name, await batch_jobs.last_log_lines(self._api, state))
+            self._keep_lines(name, await cloudwatch.last_lines(self._api, state.log_group, state.log_stream))
         node.submission.request.exited(name, reason)
 
     async def _tell_end(self, node: Node, state: JobState) -> None:
-        self._keep_lines(node.name, await batch_jobs.final_log_lines(self._api, state, self._pause))
+        self._keep_lines(
+            node.name, await cloudwatch.lines_of_ended(self._api, state.log_group, state.log_stream, pause=self._pause)
+        )
         request = node.submission.request
         try:
             request.observed(node.name, state.status, state.reason)

@@ -23,9 +23,7 @@ __all__ = [
     "Room",
     "Unsure",
     "check_overrides",
-    "final_log_lines",
     "find_jobs",
-    "last_log_lines",
     "observed_reason",
     "parts",
     "room_of",
@@ -42,9 +40,6 @@ ENDED = ("SUCCEEDED", "FAILED")
 STATES = ("SUBMITTED", "PENDING", "RUNNABLE", "STARTING", "RUNNING")
 """Those of jobs that have not ended."""
 LOG_GROUP = "/aws/batch/job"
-LAST_LINES = 50
-LOG_TRIES = 3
-LOG_WAIT_S = 1.0
 """CloudWatch Logs have a container's last lines a moment after its end."""
 SUBMIT_ATTEMPTS = 6
 SUBMIT_WAIT_S = 1.0
@@ -235,38 +230,6 @@ async def terminate(api: Api, id: str, reason: str) -> None:
         if error.fault is not Fault.REJECTED:
             raise
         logger.debug("job %s could not be terminated: %s", id, error.reason)
-
-
-async def last_log_lines(api: Api, state: JobState) -> tuple[str, ...]:
-    """The last lines that the job has written; none if they cannot be had, for whatever reason: who asks has an end to tell."""
-    if not state.log_stream:
-        return ()
-    try:
-        answer = await api.call(
-            "logs",
-            "get_log_events",
-            patient=False,
-            logGroupName=state.log_group,
-            logStreamName=state.log_stream,
-            limit=LAST_LINES,
-            startFromHead=False,
-        )
-        return tuple(str(event["message"]).rstrip("\n") for event in answer.get("events", ()))
-    except AwsError as error:
-        logger.debug("no log lines of %s: %s", state.log_stream, error.reason)
-    except Exception:
-        logger.exception("the log lines of %s cannot be had, for a reason that is not known", state.log_stream)
-    return ()
-
-
-async def final_log_lines(api: Api, state: JobState, pause: Callable[[float], Awaitable[None]]) -> tuple[str, ...]:
-    """As `last_log_lines`, for a job that has just ended: lines that come late are waited for."""
-    for number in range(LOG_TRIES if state.log_stream else 0):
-        if number:
-            await pause(LOG_WAIT_S)
-        if lines := await last_log_lines(api, state):
-            return lines
-    return ()
 
 
 class Room(NamedTuple):

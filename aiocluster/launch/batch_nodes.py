@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from random import random as _random
 
 from aiocluster.errors import LaunchError
-from aiocluster.launch import batch_jobs
+from aiocluster.launch import batch_jobs, cloudwatch
 from aiocluster.launch.aws import Api, Aws
 from aiocluster.launch.base import Agreed, Launcher, LaunchRequest
 from aiocluster.launch.batch_jobs import JobState
@@ -138,7 +138,7 @@ class BatchNodes(Launcher):
             task.add_done_callback(self._tasks.discard)
 
     async def _tell_end(self, request: LaunchRequest, node: str, state: JobState) -> None:
-        self._lines[node] = await batch_jobs.final_log_lines(self._api, state, self._pause)
+        self._lines[node] = await cloudwatch.lines_of_ended(self._api, state.log_group, state.log_stream, pause=self._pause)
         request.exited(node, state.end())
 
     async def look(self, nodes: Sequence[str]) -> None:

@@ -19,7 +19,7 @@ WAIT_S = 1.0
 
 
 async def last_lines(api: Api, group: str, stream: str) -> tuple[str, ...]:
-    """The last lines of a stream; none if they cannot be had, for whatever reason."""
+    """The last lines of a stream; none if they cannot be had, for whatever reason: who asks has an end to tell."""
     if not group or not stream:
         return ()
     try:
@@ -32,10 +32,12 @@ async def last_lines(api: Api, group: str, stream: str) -> tuple[str, ...]:
             limit=LAST_LINES,
             startFromHead=False,
         )
+        return tuple(str(event["message"]).rstrip("\n") for event in answer.get("events", ()))
     except AwsError as error:
         logger.debug("no log lines of %s: %s", stream, error.reason)
-        return ()
-    return tuple(str(event["message"]).rstrip("\n") for event in answer.get("events", ()))
+    except Exception:
+        logger.exception("the log lines of %s cannot be had, for a reason that is not known", stream)
+    return ()
 
 
 async def lines_of_ended(

@@ -226,8 +226,10 @@ class ECS(Launcher):
         while len(self._over) > KEPT_LINES:
             self._lines.pop(self._over.popleft(), None)
         request = node.call.request
-        request.observed(node.name, state.status, state.reason)
-        request.exited(node.name, state.end())
+        try:
+            request.observed(node.name, state.status, state.reason)
+        finally:
+            request.exited(node.name, state.end())
 
     async def look(self, nodes: Sequence[str]) -> None:
         known = [node for name in nodes if (node := self._fleet.nodes.get(name)) is not None and node.task is not None]

@@ -137,3 +137,4 @@ def test_where_nothing_can_be_reached_every_place_says_why(monkeypatch: pytest.M
     assert result.exit_code == 1
     assert "docker: cannot reach a Docker engine at unix:///nowhere/docker.sock" in result.output
     assert "batch: no region" in result.output
+    assert "ecs: no region" in result.output
