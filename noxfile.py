@@ -57,10 +57,11 @@ def coverage(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Rules and format, by ruff."""
-    session.install(*requirements("lint", "ruff"))
+    """Rules and format, by ruff; templates of CloudFormation, by cfn-lint."""
+    session.install(*requirements("lint", "cfn-lint", "ruff"))
     session.run("ruff", "check", *session.posargs)
     session.run("ruff", "format", "--check")
+    session.run("cfn-lint", *sorted(str(template) for template in (HERE / "deploy").glob("*.yml")))
 
 
 @nox.session

@@ -28,6 +28,7 @@ from moto.batch import models, responses
 from moto.batch.exceptions import ClientException
 from moto.core.base_backend import BaseBackend
 
+from tests.online import moto_stacks
 from tests.online.moto_jobs import ContainerJob, Job
 from tests.online.moto_parents import ArrayJob, NodesJob
 from tests.online.moto_properties import overridden
@@ -150,3 +151,4 @@ def apply() -> None:
     responses.BatchResponse.describejobs = answer_describe_jobs
     responses.BatchResponse.listjobs = answer_list_jobs
     models.BatchBackend.reset = reset
+    moto_stacks.apply()
