@@ -1,4 +1,4 @@
-"""The command `aiocluster`: what it offers, and how what happens becomes an exit code.
+"""The command `aiocluster`: what it offers.
 
 Commands are thin: what they do lives in modules that they import when they run, so that `--help` is quick.
 """
@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Coroutine
-from typing import Annotated, Any, NoReturn
+from typing import Annotated
 
 import typer
 
 import aiocluster
+from aiocluster.cli.running import run
 
 __all__ = ["app"]
 
@@ -23,9 +23,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,  # the interpreter's own traceback is complete, and the same on every terminal
 )
-
-INTERRUPTED = 130
-"""128 + SIGINT, as a shell says it."""
 
 
 def _show_version(wanted: bool) -> None:
@@ -72,7 +69,7 @@ def demo(
     """
     from aiocluster.cli.demo import run_demo
 
-    _run("demo", run_demo(workers, kill=kill))
+    run("demo", run_demo(workers, kill=kill))
 
 
 Kinds = Annotated[
@@ -95,7 +92,7 @@ def ls(kind: Kinds = None, cluster: OneCluster = None, as_json: AsJson = False) 
     """
     from aiocluster.cli.leftovers import show
 
-    _run("ls", show(_kinds(kind), cluster, as_json=as_json))
+    run("ls", show(_kinds(kind), cluster, as_json=as_json))
 
 
 @app.command()
@@ -116,7 +113,7 @@ def reap(
     """
     from aiocluster.cli.leftovers import end
 
-    _run("reap", end(_kinds(kind), cluster, alive=everything, unknown=unknown, dry_run=dry_run, as_json=as_json))
+    run("reap", end(_kinds(kind), cluster, alive=everything, unknown=unknown, dry_run=dry_run, as_json=as_json))
 
 
 def _kinds(given: list[str] | None) -> list[str]:
@@ -126,19 +123,6 @@ def _kinds(given: list[str] | None) -> list[str]:
         if kind not in KINDS:
             raise typer.BadParameter(f"{kind!r} is none of {', '.join(KINDS)}", param_hint="--kind")
     return list(given or KINDS)
-
-
-def _run(command: str, work: Coroutine[Any, Any, int]) -> NoReturn:
-    """Run it to its end, whatever that is, and leave with an exit code."""
-    try:
-        code = aiocluster.run(work)
-    except KeyboardInterrupt:
-        typer.echo("Interrupted; what had been started has been stopped.", err=True)
-        code = INTERRUPTED
-    except aiocluster.AioclusterError as error:
-        typer.echo(f"aiocluster {command}: {error}", err=True)
-        code = 1
-    raise typer.Exit(code)
 
 
 @app.command()
