@@ -6,6 +6,7 @@ money. Otherwise they are emulators that these tests start and end, whose jobs a
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -124,12 +125,26 @@ def visited(aws: A, monkeypatch: pytest.MonkeyPatch) -> A:
 def batch_proxy(
     request: pytest.FixtureRequest, stack: Mapping[str, str] | None, logs_folder: Path
 ) -> Iterator[emulators.Emulator]:
+    with proxy_of("moto", request, stack, logs_folder) as emulator:
+        yield emulator
+
+
+@pytest.fixture(scope="session")
+def ecs_proxy(request: pytest.FixtureRequest, stack: Mapping[str, str] | None, logs_folder: Path) -> Iterator[emulators.Emulator]:
+    with proxy_of("ministack", request, stack, logs_folder) as emulator:
+        yield emulator
+
+
+@contextlib.contextmanager
+def proxy_of(
+    name: str, request: pytest.FixtureRequest, stack: Mapping[str, str] | None, logs_folder: Path
+) -> Iterator[emulators.Emulator]:
     if stack is not None:
         pytest.skip("faults come between these tests and an emulator")
-    moto: emulators.Emulator = request.getfixturevalue("moto")
+    emulator: emulators.Emulator = request.getfixturevalue(name)
     docker_engine: engine.Engine = request.getfixturevalue("docker_engine")
-    with emulators.microburst(moto.url, docker_engine.address, logs_folder) as emulator:
-        yield emulator
+    with emulators.microburst(emulator.url, docker_engine.address, logs_folder) as proxy:
+        yield proxy
 
 
 @pytest.fixture
@@ -140,8 +155,21 @@ def batch_faults(
 
     `batch_faults.request("POST", "/_microburst/rules", [...])` sets them, `("GET", "/_microburst/fired")` tells what came of it.
     """
-    monkeypatch.setenv("AWS_ENDPOINT_URL", batch_proxy.url)
-    batch_proxy.request("POST", "/_microburst/rules", [])
-    batch_proxy.request("DELETE", "/_microburst/fired")
-    yield batch_proxy
-    batch_proxy.request("POST", "/_microburst/rules", [])
+    with visited_by(batch_proxy, monkeypatch):
+        yield batch_proxy
+
+
+@pytest.fixture
+def ecs_faults(ecs: ground.Ecs, ecs_proxy: emulators.Emulator, monkeypatch: pytest.MonkeyPatch) -> Iterator[emulators.Emulator]:
+    """As `batch_faults`, before the emulator of ECS."""
+    with visited_by(ecs_proxy, monkeypatch):
+        yield ecs_proxy
+
+
+@contextlib.contextmanager
+def visited_by(proxy: emulators.Emulator, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+    proxy.request("POST", "/_microburst/rules", [])
+    proxy.request("DELETE", "/_microburst/fired")
+    yield
+    proxy.request("POST", "/_microburst/rules", [])

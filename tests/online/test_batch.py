@@ -216,9 +216,8 @@ async def test_a_job_that_is_tried_again_comes_back_as_another_node(batch: Batch
     async with Cluster.batch(2, **given(batch, retry=1)) as cluster:
         (job,) = await asyncio.to_thread(jobs_named, batch, f"aiocluster-{cluster.id}")
         await asyncio.to_thread(kill, docker_engine, f"{job['jobId']}:0")
-        news: set[tuple[str, str]] = (
-            set()
-        )  # the end of the first attempt may be told after the second has joined: its lines take time
+        # The end of the first attempt may be told after the second has joined: its last lines are asked for before.
+        news: set[tuple[str, str]] = set()
         async for event in cluster.events():
             news.add((event.kind, event.node))
             if news >= {("worker_joined", "batch-1.2"), ("node_lost", "batch-1")}:
