@@ -19,12 +19,14 @@ from aiocluster.errors import (
     ProtocolError,
     RemoteError,
     RemoteTraceback,
+    ResultsError,
     Unschedulable,
     VersionMismatch,
     WorkerLost,
 )
 
 if TYPE_CHECKING:
+    from aiocluster import results
     from aiocluster.cluster import Cluster, Worker, run
     from aiocluster.config import Settings
     from aiocluster.context import get_cluster, get_worker
@@ -56,6 +58,8 @@ _HOMES = {
     "Status": "aiocluster.status",
     "WorkerStats": "aiocluster.status",
 }
+_MODULES = frozenset({"results"})
+"""Public modules that need no import of their own."""
 
 __all__ = [
     "AioclusterError",
@@ -76,6 +80,7 @@ __all__ = [
     "ProtocolError",
     "RemoteError",
     "RemoteTraceback",
+    "ResultsError",
     "Settings",
     "Status",
     "Unschedulable",
@@ -87,17 +92,18 @@ __all__ = [
     "get_cluster",
     "get_worker",
     "remote",
+    "results",
     "run",
 ]
 
 
 def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
-    if home is None:
+    if home is None and name not in _MODULES:
         raise AttributeError(f"module 'aiocluster' has no attribute {name!r}")
     import importlib
 
-    value = getattr(importlib.import_module(home), name)
+    value = importlib.import_module(f"aiocluster.{name}") if home is None else getattr(importlib.import_module(home), name)
     globals()[name] = value
     return value
 

@@ -8,6 +8,7 @@
     ├── Overloaded             too many calls, or bytes, are waiting already
     ├── ClusterClosed          the cluster is closed, or closes while the call waits
     ├── RemoteError            an exception that could not travel as itself
+    ├── ResultsError           a result is not there, is damaged, or could not be saved
     └── ProtocolError          a peer said what the protocol does not allow
         ├── AuthenticationError    a peer did not prove that it knows the token
         └── VersionMismatch        a peer runs another Python, aiocluster or protocol
@@ -31,6 +32,7 @@ __all__ = [
     "ProtocolError",
     "RemoteError",
     "RemoteTraceback",
+    "ResultsError",
     "Unschedulable",
     "VersionMismatch",
     "WorkerLost",
@@ -194,6 +196,14 @@ class RemoteError(AioclusterError):
 
     def __str__(self) -> str:
         return f"{self.type_name}: {self.text}" if self.text else self.type_name
+
+
+class ResultsError(AioclusterError):
+    """A result is not there, is not what was saved, or could not be saved."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 class RemoteTraceback(Exception):

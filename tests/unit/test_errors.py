@@ -22,6 +22,7 @@ from aiocluster.errors import (
     ProtocolError,
     RemoteError,
     RemoteTraceback,
+    ResultsError,
     Unschedulable,
     VersionMismatch,
     WorkerLost,
@@ -61,6 +62,7 @@ EXAMPLES: list[tuple[AioclusterError, str]] = [
     (ClusterClosed("the manager got SIGTERM"), "the manager got SIGTERM"),
     (RemoteError("shop.Sold", "out of cheese", "Traceback ..."), "shop.Sold: out of cheese"),
     (RemoteError("SystemExit", ""), "SystemExit"),
+    (ResultsError("nothing named mean was saved"), "nothing named mean was saved"),
     (ProtocolError("a frame of 0 bytes"), "a frame of 0 bytes"),
     (AuthenticationError("the peer does not know the token"), "the peer does not know the token"),
     (
