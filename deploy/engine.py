@@ -282,7 +282,8 @@ def context(environ: Mapping[str, str]) -> io.BufferedReader:
     """What a build may see, as an archive: the package, and how this machine's pip is set up."""
     file = tempfile.TemporaryFile()  # noqa: SIM115 - it is handed on, and closed by the caller
     with tarfile.open(fileobj=file, mode="w") as archive:
-        for name in ("pyproject.toml", "README.md", "LICENSE", "deploy/Dockerfile", "aiocluster"):
+        templates = [f"deploy/{path.name}" for path in sorted((PROJECT / "deploy").glob("*.yml"))]  # parts of the package
+        for name in ("pyproject.toml", "README.md", "LICENSE", "deploy/Dockerfile", *templates, "aiocluster"):
             archive.add(PROJECT / name, name, filter=reproducible)
         for name, content in pip_files(environ).items():
             member = tarfile.TarInfo(f"deploy/{name}")

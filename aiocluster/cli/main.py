@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 import aiocluster
+from aiocluster.cli import stack
 from aiocluster.cli.running import run
 
 __all__ = ["app"]
@@ -29,6 +30,9 @@ def _show_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"aiocluster {aiocluster.__version__}, Python {sys.version.split()[0]}")
         raise typer.Exit
+
+
+app.add_typer(stack.app)
 
 
 @app.callback()

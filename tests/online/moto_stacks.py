@@ -3,7 +3,8 @@
 moto as it is creates and deletes the resources of a stack, and that is kept; added are
 
 - `Fn::Cidr`;
-- defaults of parameters that are lists;
+- defaults of parameters that are lists, and those that stay as they were in an update;
+- an update that would change nothing, which is refused, and one of compute environments and job definitions;
 - values that `AllowedValues` or `AllowedPattern` do not allow, which are refused;
 - repositories without a name: they get one in small letters;
 - compute environments without a service role: they get the service-linked one, made where it is missing;
@@ -21,7 +22,7 @@ from itertools import islice
 from typing import Any
 
 from moto.batch import models as batch_models
-from moto.cloudformation import models, parsing
+from moto.cloudformation import models, parsing, responses
 from moto.cloudformation.exceptions import ValidationError
 from moto.ec2.models import ec2_backends
 from moto.ec2.models.route_tables import RouteTable
@@ -48,9 +49,23 @@ def load_parameters(self: Any) -> None:
     slots = self._template.get("Parameters", {})
     for name, slot in slots.items():
         check(name, slot, self.input_parameters.get(name, slot.get("Default")))
-    lists = {name: slot["Default"] for name, slot in slots.items() if slot["Type"] == "CommaDelimitedList" and "Default" in slot}
-    self.input_parameters = {**lists, **self.input_parameters}
+    defaults = {name: str(slot["Default"]) for name, slot in slots.items() if "Default" in slot}
+    self.input_parameters = {**defaults, **self.input_parameters}
     original_load_parameters(self)
+
+
+def updated_parameters(self: Any, instance: Any, incoming_params: list[dict[str, Any]]) -> dict[str, str]:
+    before = instance.resource_map.input_parameters
+    return {
+        one["ParameterKey"]: before[one["ParameterKey"]] if one.get("UsePreviousValue") else one["ParameterValue"]
+        for one in incoming_params
+    }
+
+
+def refuse_same(self: Any, incoming_params: list[dict[str, Any]], template: str, stack: Any) -> None:
+    after = updated_parameters(None, stack, incoming_params)
+    if stack.has_template(template) and after == stack.resource_map.input_parameters:
+        raise ValidationError(message="No updates are to be performed.")
 
 
 def check(name: str, slot: dict[str, Any], value: Any) -> None:
@@ -75,6 +90,17 @@ def create_environment(cls: Any, /, name: str, template: dict[str, Any], account
         role = linked[0] if linked else iam.create_service_linked_role(SERVICE, "", "")
         template = {**template, "Properties": {**template["Properties"], "ServiceRole": role.arn}}
     return original_create_environment(cls, name, template, account, region, **more)
+
+
+def update_environment(cls: Any, /, original_resource: Any, cloudformation_json: Any, **names: Any) -> Any:
+    resources = batch_models.lowercase_first_key(cloudformation_json["Properties"]["ComputeResources"])
+    original_resource.compute_resources.update(resources)
+    return original_resource
+
+
+def update_definition(cls: Any, /, original_resource: Any, cloudformation_json: Any, **names: Any) -> Any:
+    account, region = names["account_id"], names["region_name"]
+    return cls.create_from_cloudformation_json(original_resource.name, cloudformation_json, account, region)
 
 
 def delete_route_table(cls: Any, id: str, template: Any, account: str, region: str) -> None:
@@ -131,6 +157,10 @@ def apply() -> None:
     parsing.generate_resource_name = generated_name
     parsing.ResourceMap.load_parameters = load_parameters
     batch_models.ComputeEnvironment.create_from_cloudformation_json = classmethod(create_environment)
+    models.CloudFormationBackend._resolve_update_parameters = updated_parameters
+    responses.CloudFormationResponse._validate_different_update = refuse_same
+    batch_models.ComputeEnvironment.update_from_cloudformation_json = classmethod(update_environment)
+    batch_models.JobDefinition.update_from_cloudformation_json = classmethod(update_definition)
     RouteTable.delete_from_cloudformation_json = classmethod(delete_route_table)
     batch_models.JobQueue.delete_from_cloudformation_json = classmethod(delete_queue)
     batch_models.ComputeEnvironment.delete_from_cloudformation_json = classmethod(delete_environment)
