@@ -1,0 +1,58 @@
+"""Where the results of a job are, by what its submitter has told AWS Batch of it."""
+
+from __future__ import annotations
+
+import os
+import re
+
+from aiocluster.errors import LaunchError
+from aiocluster.launch.aws import Api, Aws
+
+__all__ = ["TAG", "VARIABLE", "results_of", "where_results_are"]
+
+TAG = "aiocluster:results"
+VARIABLE = "AIOCLUSTER_RESULTS"
+_JOB_ID = re.compile(r"(?P<id>[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})([:#][0-9]+)?")
+
+
+async def where_results_are(given: str, *, region: str | None = None, api: Api | None = None) -> str:
+    """The folder or `s3://bucket/prefix` that is meant: as given, or that of the job of this id.
+
+    Raises:
+        LaunchError: it is none of these, there is no such job, or its results are nowhere that is known.
+        AwsError: AWS refuses, or does not answer.
+    """
+    match = _JOB_ID.fullmatch(given)
+    if match is not None:
+        return await results_of(match["id"], region=region, api=api)
+    if "://" in given or os.path.isdir(given):  # noqa: ASYNC240  # one look at a name
+        return given
+    raise LaunchError(f"{given!r} is no id of a job, no folder that is there, and no s3://bucket/prefix")
+
+
+async def results_of(job: str, *, region: str | None = None, api: Api | None = None) -> str:
+    """Where a job of AWS Batch saves its results: what its tag `aiocluster:results` says, else the variable in its environment.
+
+    Raises:
+        LaunchError: there is no such job, or it has neither.
+        AwsError: AWS refuses, or does not answer.
+    """
+    mine = Aws(region) if api is None else api
+    try:
+        found = (await mine.call("batch", "describe_jobs", jobs=[job]))["jobs"]
+    finally:
+        if api is None:
+            await mine.close()
+    if not found:
+        raise LaunchError(f"AWS Batch has no job {job} here: is the region right? It forgets jobs a week after their end")
+    tagged = found[0].get("tags", {}).get(TAG)
+    variables = {one["name"]: one.get("value") for one in found[0].get("container", {}).get("environment", ())}
+    place = tagged or variables.get(VARIABLE)
+    if not place:
+        raise LaunchError(
+            f"job {job} does not say where its results are: it has no tag {TAG} and no variable {VARIABLE}, which "
+            "`aiocluster job submit` sets. If you know the place, name it instead of the job: s3://bucket/prefix"
+        )
+    if "://" not in place:
+        raise LaunchError(f"job {job} saved its results to the folder {place} in its own container, which is gone with it")
+    return str(place)
