@@ -6,18 +6,17 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 from aiocluster.launch.base import LaunchRequest
 from aiocluster.launch.engine import ContainerEvent, ContainerState, Engine, EngineError
+from aiocluster.launch.lines import LastLines
 
 __all__ = ["Container", "cancelled"]
 
 logger = logging.getLogger("aiocluster")
 
-LAST_LINES = 50
 LAST_LINES_S = 2.0
 """For what a container wrote last to arrive, after the engine has said that it ended."""
 OOM_RECENT_S = 3.0
@@ -39,7 +38,7 @@ class Container:
     def __init__(self, node: str, name: str, config: Mapping[str, Any], request: LaunchRequest) -> None:
         self.node = node
         self.name = name
-        self.lines: deque[str] = deque(maxlen=LAST_LINES)
+        self.lines = LastLines(self._said)
         self.stopping = False
         self.begun = asyncio.Event()
         """The engine has answered whether it was started, or was never asked."""
@@ -56,8 +55,12 @@ class Container:
     async def _live(self, engine: Engine, slots: asyncio.Semaphore) -> None:
         try:
             reason = await self._run(engine, slots)
-        except EngineError as error:
-            reason = f"its container could not be started: {error}"
+        except Exception as error:  # of the engine, or of a kind that nobody thought of: a node must not vanish without a word
+            reason = (
+                f"its container could not be {'followed' if self.begun.is_set() else 'started'}: {error or type(error).__name__}"
+            )
+            if not isinstance(error, EngineError):
+                logger.exception("node %s: %s", self.node, reason)
             with contextlib.suppress(EngineError):  # what is not done now is done when the cluster closes
                 await engine.remove(self.name)
         finally:
@@ -84,20 +87,15 @@ class Container:
             return reason
 
     async def _read(self, output: AsyncIterator[tuple[int, bytes]]) -> None:
-        rests = {1: b"", 2: b""}
-        async for descriptor, data in output:
-            *lines, rests[descriptor] = (rests[descriptor] + data).split(b"\n")
-            for line in lines:
-                self._keep(line)
-        for rest in rests.values():
-            if rest:
-                self._keep(rest)
+        try:
+            async for stream, data in output:
+                self.lines.feed(data, stream)
+        finally:
+            self.lines.end()
 
-    def _keep(self, line: bytes) -> None:
-        text = line.decode(errors="replace").rstrip("\r")
-        self.lines.append(text)
+    def _said(self, line: str) -> None:
         if not self.stopping:
-            logger.warning("node %s: %s", self.node, text)
+            logger.warning("node %s: %s", self.node, line)
 
     # --- what the engine says ------------------------------------------------------------------------------------------------
 

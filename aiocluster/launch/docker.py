@@ -11,7 +11,7 @@ import contextlib
 import ipaddress
 import logging
 import os
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +21,8 @@ from aiocluster.errors import LaunchError
 from aiocluster.launch import marks
 from aiocluster.launch.base import Launcher, LaunchRequest, agent_environment, checked_env
 from aiocluster.launch.container import Container, cancelled
-from aiocluster.launch.engine import GONE, UNREACHABLE, Engine, EngineError
+from aiocluster.launch.docker_leftovers import as_launch_errors, end, leftovers, unreachable
+from aiocluster.launch.engine import GONE, Engine, EngineError
 from aiocluster.launch.own_container import own_container_id
 from aiocluster.launch.reach import Reach
 
@@ -29,7 +30,6 @@ __all__ = ["Docker", "end", "leftovers"]
 
 logger = logging.getLogger("aiocluster")
 
-KIND = "docker container"
 HOST_NETWORK = "host"
 IMAGE_VARIABLE = "AIOCLUSTER_DOCKER_IMAGE"
 NODE_LABEL = "aiocluster:node"
@@ -119,7 +119,7 @@ class Docker(Launcher):
                 try:
                     await engine.open()
                 except EngineError as error:
-                    raise _unreachable(engine, error) from error
+                    raise unreachable(engine, error) from error
                 self._engine = engine
             return self._engine
 
@@ -139,7 +139,7 @@ class Docker(Launcher):
 
     async def _address_on_network(self, engine: Engine) -> str | None:
         """The manager's address on the containers' network; None if it cannot be told."""
-        with _as_launch_errors():
+        with as_launch_errors():
             own = await self._own_container(engine)
             if own is not None:
                 address = own["NetworkSettings"]["Networks"].get(self._network, {}).get("IPAddress")
@@ -185,7 +185,7 @@ class Docker(Launcher):
 
     async def start(self, request: LaunchRequest) -> None:
         engine = await self._reached()
-        with _as_launch_errors():
+        with as_launch_errors():
             image = await self._image_id(engine)
         self._watch(engine, request.cluster_id)
         tags = await marks.tags(request.cluster_id)
@@ -220,26 +220,29 @@ class Docker(Launcher):
 
     def last_lines(self, node: str) -> Sequence[str]:
         container = self._nodes.get(node)
-        return () if container is None else tuple(container.lines)
+        return () if container is None else container.lines.tail()
 
     async def stop(self, node: str, *, lost: bool = False) -> None:
         container = self._nodes.get(node)
         if container is not None and container.name in self._containers:
             assert self._engine is not None
-            await container.stop(self._engine, STOP_GRACE_S)
+            with as_launch_errors(f"node {node} could not be stopped"):
+                await container.stop(self._engine, STOP_GRACE_S)
 
     async def close(self, grace_s: float) -> None:
         engine = self._engine
         if engine is None:
             return
+        containers = list(self._containers.values())
         try:
-            ending = [container.close(engine, grace_s + STOP_GRACE_S) for container in self._containers.values()]
-            failed = [error for error in await asyncio.gather(*ending, return_exceptions=True) if error is not None]
-            if self._cluster:  # what was asked for by a request whose reply was lost
-                for one in await engine.labelled(f"{marks.CLUSTER}={self._cluster}"):
-                    await engine.remove(one.id)
-            if failed:
-                raise EngineError(UNREACHABLE, f"{len(failed)} containers could not be removed from {engine.host}: {failed[0]}")
+            ending = [container.close(engine, grace_s + STOP_GRACE_S) for container in containers]
+            await asyncio.gather(*ending, return_exceptions=True)  # what could not be removed is tried once more here
+            with as_launch_errors(f"not all containers could be removed from {engine.host}; `aiocluster reap` tries again"):
+                if self._cluster:  # also what was asked for by a request whose reply was lost
+                    found = [one.id for one in await engine.labelled(f"{marks.CLUSTER}={self._cluster}")]
+                    for outcome in await asyncio.gather(*map(engine.remove, found), return_exceptions=True):
+                        if outcome is not None:
+                            raise outcome
         finally:
             self._engine = None
             for container in list(self._containers.values()):
@@ -275,80 +278,16 @@ class Docker(Launcher):
                 if heard:  # once for each time that it goes away
                     logger.warning("the Docker engine at %s cannot be heard: %s", engine.host, error)
                 heard = False
+            except Exception:
+                if heard:
+                    logger.exception("what the Docker engine at %s tells cannot be understood", engine.host)
+                heard = False
             await asyncio.sleep(RETRY_S)
 
     async def _look_at_all(self, engine: Engine) -> None:
         for container in list(self._containers.values()):
             if container.begun.is_set():
                 container.found(await engine.state(container.name))
-
-
-# --- what is left over -------------------------------------------------------------------------------------------------------
-
-
-async def leftovers(engine: str | None = None) -> list[marks.Leftover]:
-    """The containers of an engine that some cluster has started.
-
-    Raises:
-        LaunchError: there is no such engine.
-    """
-    async with _opened(engine) as open_engine:
-        found = []
-        for one in await open_engine.labelled(marks.CLUSTER):
-            kind, _, manager = one.labels.get(marks.MANAGER, "").partition(":")
-            own = await open_engine.state(manager.partition(":")[0]) if kind == "container" else None
-            found.append(
-                marks.leftover(
-                    one.labels,
-                    kind=KIND,
-                    id=one.id,
-                    name=one.name,
-                    state=one.state,
-                    where=engine or "",
-                    # One that this engine does not know may have been removed, or be another engine's.
-                    manager_alive=None if own is None else own.status in ("running", "paused", "restarting"),
-                )
-            )
-        return found
-
-
-async def end(leftover: marks.Leftover) -> None:
-    """Remove it, by force; one that is gone already is no matter.
-
-    Raises:
-        LaunchError: its engine does not answer, or refuses.
-    """
-    async with _opened(leftover.where or None) as engine:
-        await engine.remove(leftover.id)
-
-
-@contextlib.asynccontextmanager
-async def _opened(host: str | None) -> AsyncIterator[Engine]:
-    engine = Engine(host)
-    try:
-        await engine.open()
-    except EngineError as error:
-        raise _unreachable(engine, error) from error
-    try:
-        with _as_launch_errors():
-            yield engine
-    finally:
-        await engine.close()
-
-
-# --- small things ------------------------------------------------------------------------------------------------------------
-
-
-def _unreachable(engine: Engine, error: EngineError) -> LaunchError:
-    return LaunchError(f"cannot reach a Docker engine at {engine.host}: {error}; start one, or set DOCKER_HOST")
-
-
-@contextlib.contextmanager
-def _as_launch_errors() -> Iterator[None]:
-    try:
-        yield
-    except EngineError as error:
-        raise LaunchError(f"the Docker engine: {error}") from error
 
 
 def _is_cidr(text: str) -> bool:

@@ -8,17 +8,18 @@ import os
 import signal
 import subprocess
 import sys
-from collections import deque
 from collections.abc import Mapping, Sequence
 
 from aiocluster.errors import LaunchError
 from aiocluster.launch.base import Launcher, LaunchRequest, agent_environment, checked_env, package_folder
+from aiocluster.launch.lines import LastLines
 
 __all__ = ["Local"]
 
 logger = logging.getLogger("aiocluster")
 
-LAST_LINES = 50
+REMEMBERED = 100
+"""Nodes whose last lines are kept after their end."""
 STOP_GRACE_S = 1.0
 """For a node that is lost, or not needed, to end by itself."""
 LOOK_S = 0.05
@@ -30,11 +31,10 @@ class _AgentProcess:
 
     def __init__(self, name: str, environment: Mapping[str, str], exited: _Exited) -> None:
         self.name = name
-        self.lines: deque[str] = deque(maxlen=LAST_LINES)
+        self.lines = LastLines(self._said)
         self.stopping = False
         self._exited = exited
         self._loop = asyncio.get_running_loop()
-        self._rest = b""
         self._process = subprocess.Popen(  # returns as soon as the program is loaded: no need for a thread
             [sys.executable, "-P", "-m", "aiocluster.runtime.agent"],  # -P: modules of the current folder are not for the agent
             stdin=subprocess.DEVNULL,
@@ -61,15 +61,11 @@ class _AgentProcess:
             return
         if not data:
             self._loop.remove_reader(self._stderr)
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        for line in lines:
-            self._keep(line)
+        self.lines.feed(data)
 
-    def _keep(self, line: bytes) -> None:
-        text = line.decode(errors="replace")
-        self.lines.append(text)
+    def _said(self, line: str) -> None:
         if not self.stopping:
-            logger.warning("node %s: %s", self.name, text)
+            logger.warning("node %s: %s", self.name, line)
 
     def _look(self) -> None:
         if self._process.poll() is None:
@@ -83,8 +79,7 @@ class _AgentProcess:
             os.close(self._pidfd)
         code = self._process.wait()  # it has ended: this takes its status
         self._read()
-        if self._rest:
-            self._keep(self._rest)
+        self.lines.end()
         self._loop.remove_reader(self._stderr)
         assert self._process.stderr is not None
         self._process.stderr.close()
@@ -149,7 +144,7 @@ class Local(Launcher):
     def __init__(self, *, env: Mapping[str, str] | None = None) -> None:
         self._env = checked_env(env)
         self._agents: dict[str, _AgentProcess] = {}
-        self._lines: dict[str, deque[str]] = {}
+        self._lines: dict[str, LastLines] = {}
 
     async def start(self, request: LaunchRequest) -> None:
         for node in request.nodes:
@@ -165,6 +160,8 @@ class Local(Launcher):
                 raise LaunchError(f"cannot start {sys.executable} for node {node}: {error}") from error
             self._agents[node] = agent
             self._lines[node] = agent.lines
+            for ended in [name for name in self._lines if name not in self._agents][:-REMEMBERED]:
+                del self._lines[ended]
 
     def forget(self, agent: _AgentProcess) -> None:
         """The agent has ended."""
@@ -175,7 +172,8 @@ class Local(Launcher):
         return node in self._agents
 
     def last_lines(self, node: str) -> Sequence[str]:
-        return tuple(self._lines.get(node, ()))
+        lines = self._lines.get(node)
+        return () if lines is None else lines.tail()
 
     async def stop(self, node: str, *, lost: bool = False) -> None:
         agent = self._agents.get(node)

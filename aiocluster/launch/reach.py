@@ -17,6 +17,8 @@ __all__ = ["Reach", "interfaces", "usable"]
 _PORT = re.compile(r"(?P<host>\[[^\[\]]+\]|[^\[\]:]+)(?::(?P<port>[0-9]{1,5}))?")
 
 Interfaces = Mapping[str, Sequence[str]]
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  # as hosts to listen at
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,7 +27,8 @@ class Reach:
 
     Args:
         advertise: what they dial, as a host or `host:port`, where that is not an address of this machine: behind a load balancer,
-            a port mapping, another network. Default: the first private IPv4 address that is not link-local.
+            a port mapping, another network. Default: `host` if that is one address, else the first private IPv4 address that is
+            not link-local.
         host: where the manager listens; default: at the advertised address if it is this machine's, else at all of them.
         port: the same for its port; 0 takes a free one.
         network: a CIDR such as "10.0.0.0/16" that the advertised address must be in, for machines with several networks.
@@ -46,6 +49,8 @@ class Reach:
                 raise ValueError(f"network must be a CIDR such as 10.0.0.0/16: {error}") from None
         if self.advertise is not None and not _PORT.fullmatch(self.advertise):
             raise ValueError(f"advertise must be a host or host:port (an IPv6 address in brackets), not {self.advertise!r}")
+        if not 1 <= self.told_port(1) <= 65535:
+            raise ValueError(f"advertise must name a port between 1 and 65535, not {self.advertise!r}")
 
     def choose(self, found: Interfaces | None = None) -> tuple[str, str]:
         """The host that nodes are told, and the one to listen at.
@@ -75,17 +80,9 @@ class Reach:
         if self.advertise is not None:
             match = _PORT.fullmatch(self.advertise)
             assert match is not None
-            host = match["host"].strip("[]")
-            try:
-                address = ipaddress.ip_address(host)
-            except ValueError:
-                return host  # a name: what it stands for is known where it is dialled
-            if address.is_link_local or address.is_unspecified:
-                kind = "link-local" if address.is_link_local else "not an address of one machine"
-                raise LaunchError(f"advertise={self.advertise}: {host} is {kind}, nobody else reaches it; {usable(found)}")
-            if network is not None and address not in network:
-                raise LaunchError(f"advertise={self.advertise} is not in network={self.network}; {usable(found)}")
-            return host
+            return self._told("advertise", match["host"].strip("[]"), network, found)
+        if self.host is not None and self.host not in EVERYWHERE:
+            return self._told("host", self.host, network, found)
         for addresses in found.values():
             for text in addresses:
                 address = ipaddress.ip_address(text)
@@ -98,6 +95,24 @@ class Reach:
                     return text
         wanted = "a private IPv4 address" if network is None else f"an address in network={self.network}"
         raise LaunchError(f"this machine has no interface with {wanted} that nodes could reach; {usable(found)}")
+
+    def _told(self, argument: str, host: str, network: Network | None, found: Interfaces) -> str:
+        """The host that was given, if nodes elsewhere may reach it."""
+        given = getattr(self, argument)
+        try:
+            address = ipaddress.ip_address(host)
+        except ValueError:
+            return host  # a name: what it stands for is known where it is dialled
+        if address.is_link_local or address.is_unspecified:
+            kind = "link-local" if address.is_link_local else "not an address of one machine"
+            raise LaunchError(f"{argument}={given}: {host} is {kind}, nobody else reaches it; {usable(found)}")
+        if address.is_loopback and argument == "host":  # who advertises it knows that nodes are here, or have a tunnel
+            raise LaunchError(
+                f"host={given}: nodes elsewhere reach no loopback address; advertise= says what they are to dial; {usable(found)}"
+            )
+        if network is not None and address not in network:
+            raise LaunchError(f"{argument}={given} is not in network={self.network}; {usable(found)}")
+        return host
 
 
 def interfaces() -> dict[str, list[str]]:

@@ -34,7 +34,7 @@ class FakeEngine(Engine):
         self.images = {"image": IMAGE}
         self.networks: dict[str, dict[str, Any]] = {}
         self.inspected: dict[str, dict[str, Any]] = {}
-        self.refuses: dict[str, EngineError] = {}
+        self.refuses: dict[str, Exception] = {}
         """What a request ends with, by its name or by its name and the container's."""
         self.loses_replies: set[str] = set()
         """Requests that are carried out, and whose replies do not arrive."""
@@ -44,7 +44,7 @@ class FakeEngine(Engine):
         """Its containers end when they are told to."""
         self.closed = 0
         self.listening = 0
-        self._streams: list[asyncio.Queue[ContainerEvent | EngineError | None]] = []
+        self._streams: list[asyncio.Queue[ContainerEvent | Exception | None]] = []
         self._history: list[ContainerEvent] = []
         self._clock = 1000.0
         self._changed = asyncio.Event()
@@ -72,7 +72,7 @@ class FakeEngine(Engine):
     def later(self, seconds: float) -> None:
         self._clock += seconds
 
-    def break_streams(self, error: EngineError | None = None) -> None:
+    def break_streams(self, error: Exception | None = None) -> None:
         for stream in self._streams:
             stream.put_nowait(error)
 
@@ -148,7 +148,7 @@ class FakeEngine(Engine):
 
     async def events(self, label: str, since: float) -> AsyncGenerator[ContainerEvent, None]:
         await self._asked("events")
-        stream: asyncio.Queue[ContainerEvent | EngineError | None] = asyncio.Queue()
+        stream: asyncio.Queue[ContainerEvent | Exception | None] = asyncio.Queue()
         for event in self._history:
             if event.at > since:
                 stream.put_nowait(event)
@@ -157,7 +157,7 @@ class FakeEngine(Engine):
         self._changed.set()
         try:
             while (event_or_error := await stream.get()) is not None:
-                if isinstance(event_or_error, EngineError):
+                if isinstance(event_or_error, Exception):
                     raise event_or_error
                 yield event_or_error
         finally:

@@ -527,10 +527,29 @@ async def test_closing_removes_what_it_can_and_tells_what_it_could_not() -> None
     launcher, heard = OnFake(engine), Heard("docker-1", "docker-2")
     await launcher.start(heard.request)
     engine.refuses[f"remove {ONE}"] = refusal("device is busy", 500)
-    with pytest.raises(EngineError, match="device is busy"):
+    with pytest.raises(LaunchError, match="device is busy"):
         await launcher.close(0.0)
     assert set(engine.containers) == {ONE}
     assert engine.closed == 1
+
+
+async def test_a_container_that_cannot_be_stopped_is_told_of_in_the_words_of_launchers() -> None:
+    async with running("docker-1", "docker-2") as (engine, launcher, _heard):
+        engine.refuses[f"remove {ONE}"] = refusal("device is busy", 500)
+        with pytest.raises(LaunchError, match="node docker-1 could not be stopped: device is busy"):
+            await launcher.stop("docker-1")
+        await launcher.stop("docker-2")
+        engine.refuses.clear()
+
+
+async def test_a_removal_that_fails_at_first_is_tried_again_at_the_close() -> None:
+    async with running("docker-1") as (engine, launcher, _heard):
+        engine.refuses[f"stop {ONE}"] = refusal("not now", 500)
+        with pytest.raises(LaunchError, match="not now"):
+            await launcher.stop("docker-1")
+        engine.refuses.clear()
+        await close(launcher)
+        assert engine.containers == {}
 
 
 async def test_containers_of_other_clusters_are_left_alone() -> None:
@@ -565,6 +584,27 @@ async def test_what_ended_while_nobody_listened_is_found() -> None:
             "docker-1": "its container is gone",
             "docker-2": "its container was killed by signal 9 (SIGKILL) (out of memory)",
         }
+
+
+@pytest.mark.parametrize("request_", ["create", "output", "start"])
+async def test_a_start_that_fails_in_a_way_nobody_thought_of_is_told(request_: str, caplog: pytest.LogCaptureFixture) -> None:
+    engine = FakeEngine()
+    launcher, heard = OnFake(engine), Heard("docker-1")
+    engine.refuses[request_] = KeyError("Id")
+    await launcher.start(heard.request)
+    assert await heard.exit() == ("docker-1", "its container could not be started: 'Id'")
+    assert "KeyError" in caplog.text
+    await close(launcher)
+    assert engine.containers == {}
+
+
+async def test_events_that_cannot_be_understood_end_no_watching(caplog: pytest.LogCaptureFixture) -> None:
+    async with running("docker-1") as (engine, _launcher, heard):
+        engine.break_streams(KeyError("Actor"))
+        await engine.until(lambda: engine.listening == 2)
+        engine.exit(ONE, 4)
+        assert await heard.exit() == ("docker-1", "its container exited with code 4")
+        assert caplog.text.count("cannot be understood") == 1
 
 
 async def test_an_engine_that_goes_away_is_complained_of_once(caplog: pytest.LogCaptureFixture) -> None:

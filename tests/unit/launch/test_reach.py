@@ -29,7 +29,11 @@ MACHINE = {
         (Reach(advertise="198.51.101.1:7000"), "198.51.101.1", "0.0.0.0"),  # noqa: S104
         (Reach(advertise="manager.example"), "manager.example", "0.0.0.0"),  # noqa: S104
         (Reach(advertise="[2001:db9::1]:7000"), "2001:db9::1", "::"),
-        (Reach(host="127.0.0.1"), "10.1.2.3", "127.0.0.1"),
+        (Reach(host="172.17.0.1"), "172.17.0.1", "172.17.0.1"),
+        (Reach(host="0.0.0.0"), "10.1.2.3", "0.0.0.0"),  # noqa: S104
+        (Reach(host="here.example"), "here.example", "here.example"),
+        (Reach(host="127.0.0.1", advertise="198.51.101.1:7000"), "198.51.101.1", "127.0.0.1"),
+        (Reach(advertise="127.0.0.1"), "127.0.0.1", "127.0.0.1"),
     ],
 )
 def test_the_address_that_nodes_are_told(reach: Reach, told: str, listening: str) -> None:
@@ -51,6 +55,17 @@ def test_link_local_addresses_are_refused_with_the_usable_interfaces(reach: Reac
     text = str(caught.value)
     assert "usable interfaces: lo 127.0.0.1, ::1; eth0 203.0.114.7; eth1 10.1.2.3, fd00::3; docker0 172.17.0.1." in text
     assert "advertise=" in text
+
+
+def test_who_listens_on_loopback_alone_has_to_say_what_nodes_dial() -> None:
+    with pytest.raises(LaunchError, match=r"host=127\.0\.0\.1: nodes elsewhere reach no loopback address.*advertise="):
+        Reach(host="127.0.0.1").choose(MACHINE)
+
+
+@pytest.mark.parametrize("port", [0, 65536, 99999])
+def test_a_port_that_is_none_is_refused(port: int) -> None:
+    with pytest.raises(ValueError, match="between 1 and 65535"):
+        Reach(advertise=f"198.51.101.1:{port}")
 
 
 def test_an_address_outside_the_network_is_refused() -> None:
