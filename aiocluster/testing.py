@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import cloudpickle  # type: ignore[import-untyped]
 
 from aiocluster.cluster import Cluster, Opening
-from aiocluster.errors import LaunchError
+from aiocluster.errors import AioclusterError, LaunchError
 from aiocluster.launch.base import Launcher
 
 __all__ = ["Check", "Ground", "launcher_conformance"]
@@ -159,6 +159,23 @@ async def a_start_that_is_cancelled_leaves_nothing(ground: Ground) -> None:
             await _nothing_left(ground, cluster.id)
 
 
+async def closing_during_a_start_leaves_nothing(ground: Ground) -> None:
+    """Wherever the close comes: the launch ends with it, and what was asked for before it is gone."""
+    for turns in TURNS:
+        launcher = ground.launcher()
+        async with _opened(ground, Cluster.start(launcher, 0, output="quiet")) as cluster:
+            adding = asyncio.ensure_future(cluster.add(launcher, 2, timeout=NEVER_S))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            async with asyncio.timeout(ground.patience_s):
+                await cluster.close()
+                await asyncio.wait([adding])
+            assert not adding.cancelled(), f"after {turns} turns: nobody cancelled the launch but the close"
+            error = adding.exception()
+            assert error is None or isinstance(error, AioclusterError), f"after {turns} turns: {error!r}"
+            await _nothing_left(ground, cluster.id)
+
+
 async def variables_reach_workers_and_the_token_does_not(ground: Ground) -> None:
     """What was given as `env` is there; the cluster's secret is in no variable that user code sees."""
     opening = Cluster.start(ground.launcher(env={COLOUR: "green"}), 1, timeout=ground.patience_s, output="quiet")
@@ -206,6 +223,7 @@ launcher_conformance: tuple[Check, ...] = (
     stopping_what_is_unknown_is_no_matter,
     closing_ends_all_and_can_be_done_again,
     a_start_that_is_cancelled_leaves_nothing,
+    closing_during_a_start_leaves_nothing,
     variables_reach_workers_and_the_token_does_not,
     nodes_end_when_their_manager_is_killed,
 )
