@@ -11,6 +11,7 @@ from pathlib import Path
 
 import aiocluster
 from aiocluster import Cluster, RemoteError, WorkerLost
+from aiocluster.cloud.template import TEMPLATES, template_path
 
 
 def fail() -> None:
@@ -34,6 +35,7 @@ async def main() -> None:
     home = Path(aiocluster.__file__).parent
     assert Path(sys.prefix) in home.parents, f"{home} is not the installed aiocluster"
     assert (home / "py.typed").exists()
+    assert all(home in template_path(name).parents for name in TEMPLATES)
     async with Cluster.local(n=2) as cluster:
         assert await cluster.submit(math.factorial, 20) == 2432902008176640000
         assert await cluster.submit(double, 21) == 42

@@ -103,7 +103,7 @@ def delete(
 
 async def _deploy(name: str | None, template: str, parameters: dict[str, str], region: str | None, *, as_json: bool) -> int:
     from aiocluster.cloud.stack import deploy_stack, stack_name
-    from aiocluster.cloud.templates import TEMPLATES, read_template
+    from aiocluster.cloud.template import TEMPLATES, read_template
     from aiocluster.launch.aws import Aws
 
     name = stack_name(name)

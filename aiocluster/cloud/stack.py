@@ -206,7 +206,9 @@ async def _asking(api: Api | None, region: str | None) -> AsyncIterator[Api]:
 
 
 async def _region(api: Api, region: str | None) -> str:
-    return await api.region() if isinstance(api, Aws) else region or "this region"
+    """Where that is, as far as it is known."""
+    known = region or (await api.region() if hasattr(api, "region") else "")
+    return str(known or "this region")
 
 
 async def _described(api: Api, name: str) -> Mapping[str, Any] | None:
