@@ -22,6 +22,24 @@ if TYPE_CHECKING:
 __all__ = ["Constructors", "How", "Opening"]
 
 
+_ADVERTISE = {"advertise": "AIOCLUSTER_ADVERTISE"}
+_VARIABLES: Mapping[str, Mapping[str, str]] = {
+    "docker": _ADVERTISE,
+    "batch": {"queue": "AIOCLUSTER_QUEUE", "definition": "AIOCLUSTER_DEFINITION", **_ADVERTISE},
+    "batch-nodes": _ADVERTISE,
+    "ecs": {
+        "cluster": "AIOCLUSTER_ECS_CLUSTER",
+        "task_definition": "AIOCLUSTER_DEFINITION",
+        "launch_type": "AIOCLUSTER_LAUNCH_TYPE",
+        "subnets": "AIOCLUSTER_SUBNETS",
+        "security_groups": "AIOCLUSTER_SECURITY_GROUPS",
+        **_ADVERTISE,
+    },
+}
+"""What `from_env` reads beside what all have, by launcher: arguments of its constructor, and their variables."""
+_LISTS = ("subnets", "security_groups")
+
+
 class How(TypedDict, total=False):
     """What every constructor takes beside its own arguments; see `Cluster.local`."""
 
@@ -342,14 +360,15 @@ class Constructors:
         """The cluster that the environment describes, so that one script runs anywhere.
 
         `AIOCLUSTER_LAUNCHER` names the constructor (default "local"), `AIOCLUSTER_WORKERS` the number of workers, or
-        "minimum,maximum"; figures of `Settings` have variables of their own.
+        "minimum,maximum"; figures of `Settings`, and what a constructor must be told of where to start what, have variables of
+        their own (docs/guide.md lists them).
 
         Raises:
             ValueError: a variable makes no sense; the text names it.
         """
         environ = os.environ if environ is None else environ
         launcher = environ.get("AIOCLUSTER_LAUNCHER") or "local"
-        remote: dict[str, Callable[..., Opening]] = {
+        remote: dict[str, Callable[..., Opening]] = {  # each has a row in _VARIABLES
             "docker": cls.docker,
             "batch": cls.batch,
             "batch-nodes": cls.batch_nodes,
@@ -373,4 +392,6 @@ class Constructors:
             return cls.local(n, output=output, settings=settings)
         if n is None and launcher != "batch-nodes":
             raise ValueError(f"AIOCLUSTER_WORKERS must say how many workers AIOCLUSTER_LAUNCHER={launcher} is to start")
-        return remote[launcher](n, output=output, settings=settings)
+        told: dict[str, Any] = {name: environ[key] for name, key in _VARIABLES[launcher].items() if environ.get(key)}
+        told.update((name, [part.strip() for part in told[name].split(",")]) for name in _LISTS if name in told)
+        return remote[launcher](n, output=output, settings=settings, **told)

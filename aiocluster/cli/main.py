@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 import aiocluster
+from aiocluster.cli import run as script
 from aiocluster.cli import stack
 from aiocluster.cli.running import run
 
@@ -33,6 +34,7 @@ def _show_version(wanted: bool) -> None:
 
 
 app.add_typer(stack.app)
+app.command("run", context_settings=script.CONTEXT)(script.run_script)
 
 
 @app.callback()
