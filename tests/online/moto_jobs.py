@@ -198,6 +198,14 @@ class ContainerJob(Job):
         return float(required(self.properties, "VCPU") or self.properties.get("vcpus") or 1)
 
     @property
+    def log_options(self) -> dict[str, str]:
+        return (self.properties.get("logConfiguration") or {}).get("options") or {}
+
+    @property
+    def log_group(self) -> str:
+        return self.log_options.get("awslogs-group", LOG_GROUP)
+
+    @property
     def memory(self) -> int:
         return int(required(self.properties, "MEMORY") or self.properties.get("memory") or 0)
 
@@ -205,7 +213,8 @@ class ContainerJob(Job):
         """Runs the container to its end; true if it succeeded."""
         self.exit_code, self.exit_reason = None, None
         self.job_started_at = datetime.now()  # noqa: DTZ005 - as moto has it
-        self.log_stream_name = f"{self.job_definition.name}/default/{uuid.uuid4().hex}"
+        prefix = self.log_options.get("awslogs-stream-prefix", self.job_definition.name)
+        self.log_stream_name = f"{prefix}/default/{uuid.uuid4().hex}"
         self._start_attempt()
         try:
             with self.hold:
@@ -230,14 +239,14 @@ class ContainerJob(Job):
     def follow(self) -> None:
         """Takes over the container's output until it ends, then its exit code; then the container is gone."""
         with self.one_at_a_time:
-            self._log_backend.ensure_log_group(LOG_GROUP)
-            self._log_backend.ensure_log_stream(LOG_GROUP, self.log_stream_name)
+            self._log_backend.ensure_log_group(self.log_group)
+            self._log_backend.ensure_log_stream(self.log_group, self.log_stream_name)
         timer = self.timer()
         try:
             for entry in self.container.logs(stream=True, follow=True, timestamps=True):
                 when, _, text = entry.decode(errors="replace").rstrip("\r\n").partition(" ")
                 moment = unix_time_millis(datetime.fromisoformat(when[:26].rstrip("Z")))
-                self._log_backend.put_log_events(LOG_GROUP, self.log_stream_name, [{"timestamp": moment, "message": text}])
+                self._log_backend.put_log_events(self.log_group, self.log_stream_name, [{"timestamp": moment, "message": text}])
             self.exit_code = self.container.wait()["StatusCode"]
             self.container.reload()
             if self.container.attrs["State"]["OOMKilled"]:
