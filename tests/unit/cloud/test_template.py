@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
-from aiocluster.cloud import template
+import aiocluster.launch
+
 from aiocluster.cloud.template import LARGEST, TEMPLATES, read_template, template_path
 from aiocluster.errors import LaunchError
 
@@ -53,5 +55,23 @@ def test_a_template_that_is_too_large_for_aws_is_refused_here(tmp_path: Path) ->
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_templates_of_aiocluster_have_no_aliases_which_aws_does_not_understand(name: str) -> None:
-    lines = [line.split(" #")[0] for line in template.template_path(name).read_text().splitlines()]
+    lines = [line.split(" #")[0] for line in template_path(name).read_text().splitlines()]
     assert not [line for line in lines if "<<:" in line or ": *" in line or "- *" in line or ": &" in line]
+
+
+@pytest.mark.parametrize(
+    ("name", "services"),
+    [("batch", "batch|logs|ssm|secretsmanager"), ("ecs", "ecs|ec2|logs|ssm|secretsmanager")],
+)
+def test_roles_may_do_all_that_launchers_ask_of_aws(name: str, services: str) -> None:
+    (folder,) = aiocluster.launch.__path__
+    sources = [path for path in Path(folder).glob("*.py") if "leftovers" not in path.name]
+    asked = {
+        f"{service}:{''.join(word.capitalize() for word in operation.split('_'))}"
+        for path in sources
+        for service, operation in re.findall(rf'"({services})",\s*"([a-z_]+)"', path.read_text())
+    }
+    assert len(asked) > 10
+    # The function that deletes the stack has rights of its own, which are not those of managers.
+    rights, _, _ = read_template(name).partition("# --- teardown")
+    assert {action for action in asked if action not in rights} == set()
