@@ -207,8 +207,8 @@ async def _asking(api: Api | None, region: str | None) -> AsyncIterator[Api]:
 
 async def _region(api: Api, region: str | None) -> str:
     """Where that is, as far as it is known."""
-    known = region or (await api.region() if hasattr(api, "region") else "")
-    return str(known or "this region")
+    ask: Callable[[], Awaitable[str]] | None = getattr(api, "region", None)
+    return region or (await ask() if ask else "this region")
 
 
 async def _described(api: Api, name: str) -> Mapping[str, Any] | None:
