@@ -12,8 +12,8 @@ from typing import Annotated
 import typer
 
 import aiocluster
+from aiocluster.cli import doctor, stack
 from aiocluster.cli import run as script
-from aiocluster.cli import stack
 from aiocluster.cli.running import run
 
 __all__ = ["app"]
@@ -34,6 +34,7 @@ def _show_version(wanted: bool) -> None:
 
 
 app.add_typer(stack.app)
+app.command("doctor")(doctor.doctor)
 app.command("run", context_settings=script.CONTEXT)(script.run_script)
 
 

@@ -156,6 +156,11 @@ class Engine:
         state = about["State"]
         return ContainerState(str(state["Status"]), int(state["ExitCode"]), bool(state["OOMKilled"]))
 
+    async def ended(self, name: str) -> int:
+        """The exit code of a container that has been started, as soon as it has ended."""
+        told = await self._ask(lambda client: client.containers.container(name).wait())
+        return int(told["StatusCode"])
+
     async def labelled(self, label: str) -> list[Listed]:
         """The containers that have this label (`name` or `name=value`), those that do not run among them."""
         filters = json.dumps({"label": [label]})
