@@ -154,7 +154,7 @@ class _Steps:
         if "ROLLBACK" in event.status:
             style = "red"
         told = f"{event.kind} {event.resource}"
-        line = Text.assemble(f"{event.time.astimezone():%H:%M:%S} ", (f"{event.status:<19}", style), f" {told}")
+        line = Text.assemble(f"{event.time.astimezone():%H:%M:%S} ", (f"{event.status:<20}", style), f" {told}")
         if event.reason:
             line.append(f": {event.reason}", style="red" if event.failed else "dim")
         self._console.print(line, soft_wrap=True)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
-import subprocess
-import sys
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -15,11 +13,11 @@ import pytest
 
 from tests.online.batch_jobs import ENDED, described
 from tests.online.ground import Batch, Ecs, named, stack_batch, stack_ecs
+from tests.online.stack_command import command, delete, outputs_of
 from tests.online.waiting import until
 
 pytestmark = pytest.mark.online("batch")
 
-COMMAND_S = 120.0
 EVERY = {"Ecr", "EcrUri", "LogGroup", "ResultsBucket", "SecurityGroup", "Subnets"}
 OUTPUTS = {
     "batch": EVERY
@@ -53,21 +51,7 @@ def name(aws: Batch) -> Iterator[str]:
     """The name of a stack that is not there afterwards."""
     name = f"test-{uuid.uuid4().hex[:8]}"
     yield name
-    ended = command("delete", "--yes", "--empty", "--stack", name)
-    assert ended.returncode == 0, ended.stderr
-
-
-def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """`aiocluster stack …`, run to its end."""
-    line = [sys.executable, "-m", "aiocluster.cli.main", "stack", *arguments]
-    return subprocess.run(line, capture_output=True, text=True, timeout=COMMAND_S, check=False, stdin=subprocess.DEVNULL)
-
-
-def outputs_of(name: str) -> dict[str, str]:
-    ran = command("outputs", "--json", "--stack", name)
-    assert ran.returncode == 0, ran.stderr
-    told: dict[str, str] = json.loads(ran.stdout)
-    return told
+    delete(name)
 
 
 # --- templates ---------------------------------------------------------------------------------------------------------------
@@ -86,7 +70,7 @@ def outputs_of(name: str) -> dict[str, str]:
 def test_a_stack_is_made_tells_of_itself_and_is_deleted(name: str, template: str, parameters: list[str]) -> None:
     made = command("deploy", "--template", template, "--stack", name, *parameters)
     assert made.returncode == 0, made.stderr
-    assert f"CREATE_COMPLETE     AWS::CloudFormation::Stack {name}\n" in made.stderr
+    assert f"CREATE_COMPLETE      AWS::CloudFormation::Stack {name}\n" in made.stderr
     assert made.stderr.endswith(f"the stack {name} is created\n")
     outputs = outputs_of(name)
     assert OUTPUTS[template] <= set(outputs)

@@ -62,7 +62,7 @@ def test_a_stack_is_made_shown_changed_and_deleted(api: FakeAws) -> None:
     assert made.exit_code == 0, made.output
     assert json.loads(made.stdout) == {"Ecr": "images", "Subnets": "subnet-1,subnet-2"}
     assert "stack ours in eu-west-1, from the template batch\n" in made.stderr
-    assert "CREATE_COMPLETE     AWS::EC2::VPC Vpc\n" in made.stderr
+    assert "CREATE_COMPLETE      AWS::EC2::VPC Vpc\n" in made.stderr
     assert made.stderr.endswith("the stack ours is created\n")
     shown = runner.invoke(app, ["stack", "outputs", "--json"])
     assert (shown.exit_code, json.loads(shown.stdout)) == (0, json.loads(made.stdout))
