@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 import aiocluster
-from aiocluster.cli import doctor, stack
+from aiocluster.cli import doctor, job, stack
 from aiocluster.cli import run as script
 from aiocluster.cli.running import run
 
@@ -34,6 +34,7 @@ def _show_version(wanted: bool) -> None:
 
 
 app.add_typer(stack.app)
+app.add_typer(job.app)
 app.command("doctor")(doctor.doctor)
 app.command("run", context_settings=script.CONTEXT)(script.run_script)
 
@@ -130,6 +131,24 @@ def _kinds(given: list[str] | None) -> list[str]:
         if kind not in KINDS:
             raise typer.BadParameter(f"{kind!r} is none of {', '.join(KINDS)}", param_hint="--kind")
     return list(given or KINDS)
+
+
+@app.command()
+def top(
+    cluster: Annotated[
+        str | None,
+        typer.Argument(metavar="[CLUSTER]", help="Its id, or how that begins. Default: the only one.", show_default=False),
+    ] = None,
+    interval: Annotated[float, typer.Option("--interval", "-n", min=0.1, metavar="S", help="Seconds between two looks.")] = 1.0,
+    once: Annotated[bool, typer.Option("--once", help="Look once and end.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Watch a cluster whose manager runs on this machine, as you."""
+    from aiocluster.cli.top import watch
+
+    if as_json and not once:
+        raise typer.BadParameter("JSON is printed once: give --once, too", param_hint="--json")
+    run("top", watch(cluster, interval_s=interval, once=once, as_json=as_json), interrupted="the cluster goes on.")
 
 
 @app.command()

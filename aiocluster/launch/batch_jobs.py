@@ -40,7 +40,6 @@ ENDED = ("SUCCEEDED", "FAILED")
 STATES = ("SUBMITTED", "PENDING", "RUNNABLE", "STARTING", "RUNNING")
 """Those of jobs that have not ended."""
 LOG_GROUP = "/aws/batch/job"
-"""CloudWatch Logs have a container's last lines a moment after its end."""
 SUBMIT_ATTEMPTS = 6
 SUBMIT_WAIT_S = 1.0
 """Before the second attempt; doubled for each later one. A job that was submitted is listed within so much."""

@@ -110,7 +110,9 @@ def answer_list_jobs(self: Any) -> str:
 
 
 def matches(job: Job, one: dict[str, Any]) -> bool:
-    """Whether one of a filter's values fits the job: names, with a * at their end or without."""
+    """Whether one of a filter's values fits the job: names, with a * at their end or without, or the moment before its making."""
+    if one["name"] == "AFTER_CREATED_AT":
+        return any(job.describe()["createdAt"] > int(value) for value in one["values"])
     if one["name"] != "JOB_NAME":
         raise ClientException(f"the filter {one['name']} is not known to moto_patch")
     name = job.job_name.lower()

@@ -1,0 +1,190 @@
+"""`aiocluster job`: manager jobs of AWS Batch, from their submission to their results."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+
+import typer
+
+from aiocluster.cli.results import results
+from aiocluster.cli.running import run
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="job",
+    help="Submit a program to AWS Batch, and see what becomes of it.",
+    no_args_is_help=True,
+)
+app.command("results")(results)
+
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="The id of the manager job, as `aiocluster job submit` says it.")]
+StackName = Annotated[
+    str | None,
+    typer.Option(
+        "--stack",
+        metavar="NAME",
+        help="The CloudFormation stack that gives what is not given. Default: $AIOCLUSTER_STACK, else aiocluster.",
+        show_default=False,
+    ),
+]
+Region = Annotated[
+    str | None,
+    typer.Option("--region", metavar="REGION", help="Default: what AWS's own settings say.", show_default=False),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for other programs to read.")]
+Since = Annotated[
+    str | None,
+    typer.Option(
+        "--since",
+        metavar="TIME",
+        help="Only what is later: 90s, 15m, 3h, 7d ago, or a time such as 2030-01-31T08:00.",
+        show_default=False,
+    ),
+]
+GOES_ON = "the job goes on. `aiocluster job logs -f JOB` follows it again, `aiocluster job cancel JOB` ends it."
+
+
+@app.command("submit", context_settings={"ignore_unknown_options": True})
+def submit(
+    script: Annotated[str, typer.Argument(metavar="SCRIPT", help="The program, by its path in the image.")],
+    arguments: Annotated[list[str] | None, typer.Argument(metavar="[ARGS]...", help="What the script is called with.")] = None,
+    queue: Annotated[
+        str | None, typer.Option("--queue", metavar="QUEUE", help="For the manager. Default: the stack's.", show_default=False)
+    ] = None,
+    definition: Annotated[
+        str | None,
+        typer.Option("--definition", metavar="NAME", help="Of the job. Default: the stack's.", show_default=False),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", help="Default: after the script.", show_default=False)
+    ] = None,
+    env: Annotated[
+        list[str] | None,
+        typer.Option("--env", "-e", metavar="NAME=VALUE", help="A variable for the manager; may be given several times."),
+    ] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option("--timeout", metavar="SECONDS", min=60, help="AWS ends the manager after so long.", show_default=False),
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for its end, and exit with its code.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Show its output as it comes, until its end.")] = False,
+    results_folder: Annotated[
+        str | None,
+        typer.Option("--results", metavar="DIR", help="Wait, then download its results there.", show_default=False),
+    ] = None,
+    stack: StackName = None,
+    region: Region = None,
+    as_json: AsJson = False,
+) -> None:
+    """Submit a script as a manager job of AWS Batch.
+
+    The script runs in the image of the job definition and opens its own
+    cluster there, with Cluster.batch(...). What it saves with
+    aiocluster.results goes to the stack's bucket. Options that are none of
+    these are the script's; those behind -- are, whatever they are called.
+
+    Without --wait, --follow or --results the command ends when AWS has
+    taken the job.
+    """
+    from aiocluster.cli import job_commands as commands
+
+    variables = _variables(env)
+    asked = commands.Asked(
+        script=script,
+        arguments=tuple(arguments or ()),
+        queue=queue,
+        definition=definition,
+        name=name,
+        env=variables,
+        timeout_s=timeout,
+        stack=stack,
+        region=region,
+    )
+    work = commands.submit(asked, wait=wait, follow=follow, results=results_folder, as_json=as_json)
+    run("job submit", work, interrupted=GOES_ON)
+
+
+@app.command("status")
+def status(job: JobId, region: Region = None, as_json: AsJson = False) -> None:
+    """Show a manager job and all jobs that it has started, as a tree.
+
+    Of each: its state, why, for how long, and its exit code.
+    """
+    from aiocluster.cli import job_commands as commands
+
+    run("job status", commands.status(job, region, as_json=as_json))
+
+
+@app.command("list")
+def list_jobs(
+    everybody: Annotated[bool, typer.Option("--all", help="Also what others have submitted.")] = False,
+    since: Since = None,
+    region: Region = None,
+    as_json: AsJson = False,
+) -> None:
+    """List manager jobs: your own of the last seven days."""
+    from aiocluster.cli import job_commands as commands
+
+    run("job list", commands.list_jobs(region, _since(since), everybody=everybody, as_json=as_json))
+
+
+@app.command("cancel")
+def cancel(
+    job: JobId,
+    force: Annotated[bool, typer.Option("--force", help="Also a job that somebody else has submitted.")] = False,
+    region: Region = None,
+) -> None:
+    """End a manager job and the jobs that it has started.
+
+    The manager is told to end, and ends its workers itself; what is left
+    of them a minute later is ended too. Jobs of others are left alone.
+    """
+    from aiocluster.cli import job_commands as commands
+
+    interrupted = "the manager has been told to end. The same command again sees to the rest."
+    run("job cancel", commands.cancel(job, region, force=force), interrupted=interrupted)
+
+
+@app.command("logs")
+def logs(
+    job: JobId,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
+    workers: Annotated[bool, typer.Option("--workers", "-w", help="Also of the jobs that it has started.")] = False,
+    since: Since = None,
+    download: Annotated[
+        str | None,
+        typer.Option("--download", "-d", metavar="DIR", help="Write each stream to a file in this folder.", show_default=False),
+    ] = None,
+    region: Region = None,
+) -> None:
+    """Show what a manager job has written, in the order of time.
+
+    Every line once. With --workers, lines say which job has written them.
+    """
+    from aiocluster.cli import job_commands as commands
+
+    if follow and download is not None:
+        raise typer.BadParameter("--download writes what is there: without --follow", param_hint="--download")
+    work = commands.logs(job, region, _since(since), follow=follow, workers=workers, folder=download)
+    run("job logs", work, interrupted="the job goes on." if follow else "what was written stays.")
+
+
+def _variables(given: list[str] | None) -> dict[str, str]:
+    variables = {}
+    for one in given or ():
+        key, sign, value = one.partition("=")
+        if not key or not sign:
+            raise typer.BadParameter(f"{one!r} is not NAME=VALUE", param_hint="--env")
+        variables[key] = value
+    return variables
+
+
+def _since(given: str | None) -> datetime | None:
+    from aiocluster.cli.times import moment
+
+    try:
+        return None if given is None else moment(given)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--since") from error
