@@ -13,6 +13,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import psutil
@@ -24,13 +25,14 @@ from aiocluster.launch.container import Container, cancelled
 from aiocluster.launch.docker_leftovers import as_launch_errors, end, leftovers, unreachable
 from aiocluster.launch.engine import GONE, Engine, EngineError
 from aiocluster.launch.own_container import own_container_id
-from aiocluster.launch.reach import Reach
+from aiocluster.launch.reach import EVERYWHERE, Reach
 
 __all__ = ["Docker", "end", "leftovers"]
 
 logger = logging.getLogger("aiocluster")
 
 HOST_NETWORK = "host"
+LOOPBACK = "127.0.0.1"
 IMAGE_VARIABLE = "AIOCLUSTER_DOCKER_IMAGE"
 NODE_LABEL = "aiocluster:node"
 AT_ONCE = 8
@@ -88,7 +90,7 @@ class Docker(Launcher):
         if network == "none":
             raise ValueError("network='none': containers without a network cannot reach the manager")
         self.workers_per_node = workers_per_node
-        within = network if _is_cidr(network) else None
+        within = network if "/" in network else None  # which no name of a network has
         self.reach = Reach(advertise=advertise, host=host, port=port, network=within)
         self._network = HOST_NETWORK if within else network
         self._image = image or os.environ.get(IMAGE_VARIABLE) or None
@@ -106,6 +108,10 @@ class Docker(Launcher):
         """Those and the latest others, by their nodes: a launch that failed tells their last lines."""
         self._cluster = ""
         self._watching: asyncio.Task[None] | None = None
+        self._heard = True
+        """The engine has been heard since the last complaint about it."""
+        self._heard_until = 0.0
+        """By the engine's clock."""
 
     # --- before --------------------------------------------------------------------------------------------------------------
 
@@ -132,7 +138,13 @@ class Docker(Launcher):
             try:
                 reach.choose()
             except LaunchError:  # no address but loopback, which all on this network share
-                return replace(reach, advertise="127.0.0.1")
+                host = reach.host or LOOPBACK
+                if host not in EVERYWHERE and not _is_loopback(host):
+                    raise
+                return replace(reach, advertise=LOOPBACK if host in EVERYWHERE else host)
+            return reach
+        if reach.host is not None and reach.host not in EVERYWHERE:
+            reach.choose()  # says what is wrong with it
             return reach
         address = await self._address_on_network(await self._reached())
         return reach if address is None else replace(reach, advertise=address, host=reach.host or address)
@@ -237,12 +249,8 @@ class Docker(Launcher):
         try:
             ending = [container.close(engine, grace_s + STOP_GRACE_S) for container in containers]
             await asyncio.gather(*ending, return_exceptions=True)  # what could not be removed is tried once more here
-            with as_launch_errors(f"not all containers could be removed from {engine.host}; `aiocluster reap` tries again"):
-                if self._cluster:  # also what was asked for by a request whose reply was lost
-                    found = [one.id for one in await engine.labelled(f"{marks.CLUSTER}={self._cluster}")]
-                    for outcome in await asyncio.gather(*map(engine.remove, found), return_exceptions=True):
-                        if outcome is not None:
-                            raise outcome
+            if self._cluster:  # also what was asked for by a request whose reply was lost
+                await self._sweep(engine)
         finally:
             self._engine = None
             for container in list(self._containers.values()):
@@ -251,6 +259,16 @@ class Docker(Launcher):
                 await cancelled(self._watching)
                 self._watching = None
             await engine.close()
+
+    async def _sweep(self, engine: Engine) -> None:
+        """No container of the cluster is there any more, known or not."""
+        with as_launch_errors(f"nobody knows whether all containers are removed from {engine.host}; `aiocluster ls` tells"):
+            found = await engine.labelled(f"{marks.CLUSTER}={self._cluster}")
+        outcomes = await asyncio.gather(*[engine.remove(one.id) for one in found], return_exceptions=True)
+        failed = [f"{one.name}: {error or type(error).__name__}" for one, error in zip(found, outcomes) if error is not None]
+        if failed:
+            told = "; ".join(failed)
+            raise LaunchError(f"containers that could not be removed from {engine.host}: {told}. `aiocluster reap` tries again")
 
     # --- events --------------------------------------------------------------------------------------------------------------
 
@@ -262,27 +280,30 @@ class Docker(Launcher):
             )
 
     async def _follow(self, engine: Engine, label: str) -> None:
-        """Hand on what happens to the containers; where the connection breaks, look at them and connect again."""
-        since = engine.started_at
-        heard = True
+        """Hand on what happens to the containers; wherever the connection breaks, look at them and connect again."""
+        self._heard_until = engine.started_at
         while True:
-            try:
-                async with contextlib.aclosing(engine.events(label, since)) as events:
-                    async for event in events:
-                        since, heard = event.at, True
-                        container = self._containers.get(event.name)
-                        if container is not None:
-                            container.happened(event)
-                await self._look_at_all(engine)
-            except EngineError as error:
-                if heard:  # once for each time that it goes away
-                    logger.warning("the Docker engine at %s cannot be heard: %s", engine.host, error)
-                heard = False
-            except Exception:
-                if heard:
-                    logger.exception("what the Docker engine at %s tells cannot be understood", engine.host)
-                heard = False
+            # Looked at each time: an engine that was started anew tells nothing of what happened before.
+            for step in (partial(self._listen, engine, label), partial(self._look_at_all, engine)):
+                try:
+                    await step()
+                except EngineError as error:
+                    if self._heard:  # once for each time that it goes away
+                        logger.warning("the Docker engine at %s cannot be heard: %s", engine.host, error)
+                    self._heard = False
+                except Exception:
+                    if self._heard:
+                        logger.exception("what the Docker engine at %s tells cannot be understood", engine.host)
+                    self._heard = False
             await asyncio.sleep(RETRY_S)
+
+    async def _listen(self, engine: Engine, label: str) -> None:
+        async with contextlib.aclosing(engine.events(label, self._heard_until)) as events:
+            async for event in events:
+                self._heard_until, self._heard = event.at, True
+                container = self._containers.get(event.name)
+                if container is not None:
+                    container.happened(event)
 
     async def _look_at_all(self, engine: Engine) -> None:
         for container in list(self._containers.values()):
@@ -290,9 +311,8 @@ class Docker(Launcher):
                 container.found(await engine.state(container.name))
 
 
-def _is_cidr(text: str) -> bool:
+def _is_loopback(host: str) -> bool:
     try:
-        ipaddress.ip_network(text)
+        return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        return False
-    return "/" in text
+        return host == "localhost"

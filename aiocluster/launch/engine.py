@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ import aiodocker
 import aiohttp
 
 __all__ = ["ContainerEvent", "ContainerState", "Engine", "EngineError", "Listed"]
+
+logger = logging.getLogger("aiocluster")
 
 T = TypeVar("T")
 
@@ -183,11 +186,12 @@ class Engine:
         )
         try:
             while (event := await subscriber.get()) is not None:
-                attributes = event["Actor"]["Attributes"]
-                code = attributes.get("exitCode")
-                yield ContainerEvent(
-                    attributes["name"], event["Action"], None if code is None else int(code), event["timeNano"] / 1e9
-                )
+                try:
+                    happened = _event(event)
+                except (KeyError, TypeError, ValueError):  # another one may be what somebody waits for
+                    logger.exception("an event of the Docker engine at %s cannot be understood", self.host)
+                else:
+                    yield happened
             with _translated():
                 await running
         finally:
@@ -251,6 +255,12 @@ async def _messages(stream: Any) -> AsyncIterator[tuple[int, bytes]]:
     with contextlib.suppress(aiohttp.ClientError):  # the connection broke: whether the container has ended is told by events
         while (message := await stream.read_out()) is not None:
             yield message.stream, message.data
+
+
+def _event(told: Mapping[str, Any]) -> ContainerEvent:
+    attributes = told["Actor"]["Attributes"]
+    code = attributes.get("exitCode")
+    return ContainerEvent(attributes["name"], told["Action"], None if code is None else int(code), told["timeNano"] / 1e9)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import psutil
 
 from aiocluster.errors import LaunchError
 
-__all__ = ["Reach", "interfaces", "usable"]
+__all__ = ["EVERYWHERE", "Reach", "interfaces", "usable"]
 
 _PORT = re.compile(r"(?P<host>\[[^\[\]]+\]|[^\[\]:]+)(?::(?P<port>[0-9]{1,5}))?")
 

@@ -373,6 +373,28 @@ async def test_loopback_is_told_where_there_is_no_private_address(monkeypatch: p
     assert await OnFake(FakeEngine()).find_reach() == Reach(advertise="127.0.0.1")
 
 
+async def test_who_listens_on_loopback_of_the_hosts_network_tells_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aiocluster.launch.reach.interfaces", lambda: {"lo": ["127.0.0.1"], "eth0": ["10.1.2.3"]})
+    expected = Reach(advertise="127.0.0.2", host="127.0.0.2")
+    assert await OnFake(FakeEngine(), host="127.0.0.2").find_reach() == expected
+    assert await OnFake(FakeEngine(), host="10.1.2.3").find_reach() == Reach(host="10.1.2.3")
+    with pytest.raises(LaunchError, match="link-local"):
+        await OnFake(FakeEngine(), host="169.254.1.1").find_reach()
+
+
+async def test_who_listens_on_loopback_is_not_told_to_another_network() -> None:
+    engine = FakeEngine()
+    engine.networks["net"] = NETWORK
+    with pytest.raises(LaunchError, match=r"host=127\.0\.0\.1: nodes elsewhere reach no loopback address"):
+        await OnFake(engine, network="net", host="127.0.0.1").find_reach()
+    assert await OnFake(engine, network="net", host="10.1.2.3").find_reach() == Reach(host="10.1.2.3")
+
+
+def test_a_network_with_a_slash_is_an_address_and_no_name() -> None:
+    with pytest.raises(ValueError, match="network must be a CIDR"):
+        Docker(network="10.0.0.1/16")
+
+
 @pytest.mark.parametrize("arguments", [{"advertise": "10.9.9.9:80"}, {"network": "10.0.0.0/8"}])
 async def test_what_is_given_counts(arguments: dict[str, Any]) -> None:
     engine = FakeEngine()
@@ -527,7 +549,7 @@ async def test_closing_removes_what_it_can_and_tells_what_it_could_not() -> None
     launcher, heard = OnFake(engine), Heard("docker-1", "docker-2")
     await launcher.start(heard.request)
     engine.refuses[f"remove {ONE}"] = refusal("device is busy", 500)
-    with pytest.raises(LaunchError, match="device is busy"):
+    with pytest.raises(LaunchError, match=f"could not be removed .*{ONE}: device is busy.*aiocluster reap"):
         await launcher.close(0.0)
     assert set(engine.containers) == {ONE}
     assert engine.closed == 1
@@ -596,6 +618,16 @@ async def test_a_start_that_fails_in_a_way_nobody_thought_of_is_told(request_: s
     assert "KeyError" in caplog.text
     await close(launcher)
     assert engine.containers == {}
+
+
+@pytest.mark.parametrize("error", [EngineError(UNREACHABLE, "the connection broke"), KeyError("Actor")], ids=repr)
+async def test_an_end_that_no_event_tells_is_found_however_the_listening_broke(error: Exception) -> None:
+    async with running("docker-1") as (engine, _launcher, heard):
+        engine.exit(ONE, 4, silently=True)
+        engine.refuses["events"] = error
+        engine.break_streams(error)
+        assert await heard.exit() == ("docker-1", "its container is gone")
+        engine.refuses.clear()
 
 
 async def test_events_that_cannot_be_understood_end_no_watching(caplog: pytest.LogCaptureFixture) -> None:

@@ -193,6 +193,19 @@ async def test_events_come_until_the_connection_ends(engine: Engine, server: Ser
     assert seen == [ContainerEvent("one", "start", None, 5.0), ContainerEvent("one", "die", 3, 6.0)]
 
 
+async def test_an_event_that_cannot_be_understood_hides_no_other(
+    engine: Engine, server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    actor = {"ID": "1", "Attributes": {"name": "one", "exitCode": "3"}}
+    good = json.dumps({"Action": "die", "Actor": actor, "time": 6, "timeNano": 6 * 10**9}).encode() + b"\n"
+    odd = json.dumps({"Action": "die", "Actor": {"ID": "2"}, "time": 6}).encode() + b"\n"
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n"
+    server.table[f"GET {API}/events"] = head + odd + good
+    async with asyncio.timeout(SAFETY_S):
+        assert [one async for one in engine.events("a=b", 4.0)] == [ContainerEvent("one", "die", 3, 6.0)]
+    assert "cannot be understood" in caplog.text
+
+
 async def test_events_that_are_refused_are_an_error(engine: Engine, server: Server) -> None:
     server.table[f"GET {API}/events"] = (500, {"message": "out of order"})
     async with asyncio.timeout(SAFETY_S):
