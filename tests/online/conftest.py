@@ -112,6 +112,27 @@ def ecs(ecs_ground: ground.Ecs, monkeypatch: pytest.MonkeyPatch) -> ground.Ecs:
     return visited(ecs_ground, monkeypatch)
 
 
+@pytest.fixture
+def vpc_ecs(
+    request: pytest.FixtureRequest,
+    stack: Mapping[str, str] | None,
+    docker_engine: engine.Engine,
+    logs_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[ground.Ecs]:
+    """ECS whose tasks have networks of their own, as on Fargate; as `ecs` in all else."""
+    if stack is not None:
+        made: ground.Ecs = request.getfixturevalue("ecs_ground")
+        if not made.subnets:
+            pytest.skip("tasks of this stack are on the network of their instance")
+        yield visited(made, monkeypatch)
+        return
+    if docker_engine.address == "127.0.0.1":
+        pytest.skip("containers of this engine do not reach this machine")
+    with emulators.ministack(docker_engine, logs_folder, docker_engine.address) as emulator:
+        yield visited(ground.emulated_ecs(emulator.url, docker_engine, own_network=True), monkeypatch)
+
+
 def visited(aws: A, monkeypatch: pytest.MonkeyPatch) -> A:
     if aws.emulated:
         for name in [name for name in os.environ if name.startswith("AWS_")]:

@@ -98,24 +98,26 @@ def moto(engine: Engine, folder: Path) -> Iterator[Emulator]:
 
 
 @contextlib.contextmanager
-def ministack(engine: Engine, folder: Path) -> Iterator[Emulator]:
+def ministack(engine: Engine, folder: Path, address: str = "127.0.0.1") -> Iterator[Emulator]:
     """ECS, ECR, and their logs; at the end no container of a task is left.
 
-    It listens on loopback, whence an engine takes images without TLS: tasks need the network of the host.
+    It listens on loopback, whence an engine takes images without TLS: tasks need the network of the host. At the engine's
+    address those with a network of their own reach it, too.
     """
     remove_left(engine, INSTANCE)
-    port = free_port("127.0.0.1")
+    port = free_port(address)
     name = f"{OURS}{os.getpid()}"
     env = host_environ(engine) | {
         "GATEWAY_PORT": str(port),
-        "BIND_HOST": "127.0.0.1",
+        "BIND_HOST": address,
         "MINISTACK_HOSTNAME": name,
         "MINISTACK_ACCOUNT_ID": ACCOUNT,
         "MINISTACK_REGION": REGION,
     }
     program = environment("ministack", MINISTACK) / "ministack"
-    url = f"http://127.0.0.1:{port}"
-    with started([str(program)], env=env, url=url, ready="/_ministack/health", log=folder / "ministack.log") as emulator:
+    url = f"http://{address}:{port}"
+    log = folder / f"ministack-{port}.log"
+    with started([str(program)], env=env, url=url, ready="/_ministack/health", log=log) as emulator:
         try:
             yield emulator
         finally:

@@ -26,6 +26,7 @@ CLUSTER = "aiocluster-test"
 TASK_DEFINITION = "aiocluster-test"
 CONTAINER = "aiocluster"
 LOG_GROUP = "/aiocluster/test"
+SUBNET = "subnet-aiocluster"
 MEMORY_MIB = 512
 
 
@@ -184,8 +185,12 @@ def job_container(image: str, environ: Mapping[str, str]) -> dict[str, Any]:
     return {"image": image, "command": [], "environment": named(environ), "resourceRequirements": requirements}
 
 
-def emulated_ecs(url: str, engine: Engine) -> Ecs:
-    """A cluster and a task definition are made on an emulator that has none of them yet."""
+def emulated_ecs(url: str, engine: Engine, *, own_network: bool = False) -> Ecs:
+    """A cluster and a task definition are made on an emulator that has none of them yet.
+
+    Args:
+        own_network: tasks are of Fargate, and have addresses of their own. Else they are on the network of the host.
+    """
     environ = emulated_environ(url)
     made = Ecs(
         environ=environ,
@@ -196,6 +201,8 @@ def emulated_ecs(url: str, engine: Engine) -> Ecs:
         container=CONTAINER,
         log_group=LOG_GROUP,
         log_prefix="test",
+        launch_type="FARGATE" if own_network else "EC2",
+        subnets=(SUBNET,) if own_network else (),
     )
     logs = {"awslogs-group": LOG_GROUP, "awslogs-region": REGION, "awslogs-stream-prefix": "test", "awslogs-create-group": "true"}
     container = {
@@ -208,7 +215,9 @@ def emulated_ecs(url: str, engine: Engine) -> Ecs:
     }
     with made.client("ecs") as ecs:
         ecs.create_cluster(clusterName=CLUSTER)
-        ecs.register_task_definition(family=TASK_DEFINITION, networkMode="host", containerDefinitions=[container])
+        limits = {"cpu": "256", "memory": str(MEMORY_MIB), "requiresCompatibilities": ["FARGATE"]} if own_network else {}
+        mode = "awsvpc" if own_network else "host"
+        ecs.register_task_definition(family=TASK_DEFINITION, networkMode=mode, containerDefinitions=[container], **limits)
     return made
 
 

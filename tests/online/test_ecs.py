@@ -21,8 +21,11 @@ from aiohttp import web
 
 from aiocluster import Cluster, LaunchError
 from aiocluster.launch.ecs import end, leftovers
+from aiocluster.launch.marks import CLUSTER, CREATED, MANAGER
+from tests.online.commands import aiocluster
 from tests.online.ecs_tasks import described, id_of, output_of, tasks_left, tasks_of
 from tests.online.emulators import Emulator
+from tests.online.engine import Engine
 from tests.online.ground import Ecs
 from tests.online.waiting import until
 
@@ -44,6 +47,18 @@ async def main():
 aiocluster.run(main())
 """
 """A manager that is a task itself: where and of what its workers are it takes from there."""
+STAYS = """
+import asyncio, json
+import aiocluster
+
+async def main():
+    async with aiocluster.Cluster.ecs(2, output="quiet") as cluster:
+        print(json.dumps({"cluster": cluster.id}), flush=True)
+        await asyncio.Event().wait()
+
+aiocluster.run(main())
+"""
+"""The same, until it is ended."""
 OUTSIDE = """
 import asyncio, json, sys
 import aiocluster
@@ -116,6 +131,47 @@ async def test_a_manager_that_is_a_task_has_its_workers_where_it_is(ecs: Ecs) ->
     workers = await asyncio.to_thread(tasks_of, ecs, told["cluster"])
     assert {worker["tags"]["aiocluster:manager"] for worker in workers} == {f"ecs:{task['taskArn']}"}
     await nothing_left(ecs, told["cluster"])
+
+
+async def test_a_manager_with_a_network_of_its_own_has_its_workers_in_its_subnet(vpc_ecs: Ecs) -> None:
+    manager = await asyncio.to_thread(run_task, vpc_ecs, ["python", "-c", INSIDE])
+    (task,) = await until(
+        lambda: described(vpc_ecs, [manager]), lambda tasks: tasks[0]["lastStatus"] == "STOPPED", timeout=SOON_S
+    )
+    lines = await asyncio.to_thread(output_of, vpc_ecs, manager)
+    assert task["containers"][0].get("exitCode") == 0, lines
+    told = json.loads(lines[0])
+    tasks = [task, *await asyncio.to_thread(tasks_of, vpc_ecs, told["cluster"])]
+    assert len(tasks) == 4
+    assert len({detail_of(one, "subnetId") for one in tasks}) == 1
+    assert len({detail_of(one, "privateIPv4Address") for one in tasks}) == 4
+    assert {(one["launchType"], one["taskDefinitionArn"]) for one in tasks} == {("FARGATE", task["taskDefinitionArn"])}
+    await nothing_left(vpc_ecs, told["cluster"])
+
+
+def detail_of(task: dict[str, Any], name: str) -> str:
+    """Of its network interface."""
+    (interface,) = [one for one in task["attachments"] if one["type"] == "ElasticNetworkInterface"]
+    (value,) = [detail["value"] for detail in interface["details"] if detail["name"] == name]
+    return str(value)
+
+
+@pytest.mark.parametrize("store", ["ssm", "secretsmanager"])
+async def test_tasks_are_told_only_where_the_token_is(ecs: Ecs, store: Any) -> None:
+    async with Cluster.ecs(2, **given(ecs, secret_store=store)) as cluster:
+        assert len(await cluster.everywhere(os.getpid)) == 2
+        for task in await asyncio.to_thread(tasks_of, ecs, cluster.id):
+            (override,) = task["overrides"]["containerOverrides"]
+            variables = {one["name"]: one["value"] for one in override["environment"]}
+            assert "AIOCLUSTER_TOKEN" not in variables
+            assert variables["AIOCLUSTER_TOKEN_FROM"].startswith(f"{store}:")
+    with ecs.client(store) as client:
+        if store == "ssm":
+            names = [one["Name"] for one in client.describe_parameters()["Parameters"]]
+        else:
+            names = [one["Name"] for one in client.list_secrets()["SecretList"]]
+    assert not [name for name in names if cluster.id in name]
+    await nothing_left(ecs, cluster.id)
 
 
 async def test_two_clusters_at_once_do_not_touch_each_other(ecs: Ecs) -> None:
@@ -194,9 +250,16 @@ async def test_what_ecs_has_no_room_for_is_told_in_its_words(ecs: Ecs, monkeypat
         pytest.skip("an account has room")
     async with full_cluster(ecs.environ["AWS_ENDPOINT_URL"]) as url:
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        mark = uuid.uuid4().hex
         with pytest.raises(LaunchError, match="RESOURCE:MEMORY") as caught:
-            await Cluster.ecs((2, 3), timeout=3600.0, **given(ecs))
+            await Cluster.ecs((2, 3), timeout=3600.0, **given(ecs, tags={"test": mark}))
         assert len(caught.value.nodes) == 3
+        assert len(await asyncio.to_thread(tasks_of, ecs, mark, "test")) == 1
+        await until(lambda: tasks_left(ecs, mark, "test"), lambda left: left == [], timeout=SOON_S)
+        async with Cluster.ecs((1, 3), timeout=3600.0, **given(ecs)) as cluster:
+            assert await cluster.submit(os.getpid) > 0
+            assert len(await asyncio.to_thread(tasks_of, ecs, cluster.id)) == 1
+    await nothing_left(ecs, cluster.id)
 
 
 @contextlib.asynccontextmanager
@@ -258,11 +321,40 @@ async def test_a_manager_that_ends_leaves_no_task(ecs: Ecs, number: signal.Signa
         cluster_id = (await process.stdout.readline()).decode().strip()
         assert len(await asyncio.to_thread(tasks_left, ecs, cluster_id)) == 2
         process.send_signal(number)
-    finally:
-        if process.returncode is None and not cluster_id:
-            process.kill()
         await process.wait()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
     await nothing_left(ecs, cluster_id)
+
+
+@pytest.mark.parametrize("way", ["stopped", "killed"])
+async def test_a_manager_that_is_a_task_leaves_none_however_it_ends(ecs: Ecs, docker_engine: Engine, way: str) -> None:
+    if way == "killed" and not ecs.emulated:
+        pytest.skip("containers of a stack are out of reach")
+    manager = await asyncio.to_thread(run_task, ecs, ["python", "-c", STAYS])
+    try:
+        lines = await until(lambda: output_of(ecs, manager), timeout=SOON_S)
+        cluster_id = json.loads(lines[0])["cluster"]
+        assert len(await asyncio.to_thread(tasks_left, ecs, cluster_id)) == 2
+    finally:
+        await asyncio.to_thread(stop if way == "stopped" else kill, ecs, docker_engine, manager)
+    await nothing_left(ecs, cluster_id)
+    await until(lambda: described(ecs, [manager]), lambda tasks: tasks[0]["lastStatus"] == "STOPPED", timeout=SOON_S)
+
+
+def stop(ecs: Ecs, _engine: Engine, task: str) -> None:
+    with ecs.client("ecs") as client:
+        client.stop_task(cluster=ecs.cluster, task=task, reason="enough")
+
+
+def kill(ecs: Ecs, engine: Engine, task: str) -> None:
+    """Its container, behind the back of ECS."""
+    (told,) = described(ecs, [task])
+    label = f"label=com.amazonaws.ecs.task-arn={told['taskArn']}"
+    (container,) = engine.docker("ps", "--quiet", "--filter", label).split()
+    engine.docker("kill", "--signal", "KILL", container)
 
 
 async def test_what_a_dead_manager_has_left_is_found_and_ended(ecs: Ecs) -> None:
@@ -277,3 +369,25 @@ async def test_what_a_dead_manager_has_left_is_found_and_ended(ecs: Ecs) -> None
     assert (found.name, found.kind) == (id, "ecs task")
     await end(found)
     await nothing_left(ecs, "c-dead")
+
+
+async def test_reap_ends_what_a_manager_that_was_a_task_has_left_and_spares_what_others_have(ecs: Ecs) -> None:
+    manager = await asyncio.to_thread(run_task, ecs, ["true"])
+    (ended,) = await until(lambda: described(ecs, [manager]), lambda tasks: tasks[0]["lastStatus"] == "STOPPED", timeout=SOON_S)
+    cluster_id = f"c-{uuid.uuid4().hex[:12]}"
+    marks = {CLUSTER: cluster_id, MANAGER: f"ecs:{ended['taskArn']}", CREATED: "2024-01-01T00:00:00Z"}
+    id = await asyncio.to_thread(run_task, ecs, WAIT, tags=[{"key": key, "value": value} for key, value in marks.items()])
+    async with Cluster.ecs(1, **given(ecs)) as living:
+        code, printed = await aiocluster("ls", "-k", "ecs", "--json")
+        alive = {row["cluster"]: (row["kind"], row["manager_alive"]) for row in json.loads(printed)}
+        assert (code, alive[cluster_id], alive[living.id]) == (0, ("ecs task", False), ("ecs task", True))
+        assert await aiocluster("reap", "-k", "ecs", "--cluster", living.id) == (
+            0,
+            "1 left alone: the manager runs (--all ends them too) or cannot be judged from here (--unknown)\n",
+        )
+        code, printed = await aiocluster("reap", "-k", "ecs", "--cluster", cluster_id)
+        assert code == 0
+        assert printed.startswith(f"ended ecs task {id} (")
+        await nothing_left(ecs, cluster_id)
+        assert await living.submit(abs, -1) == 1
+    await nothing_left(ecs, living.id)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
-import sys
 import uuid
 from collections.abc import AsyncIterator
 from typing import Any
@@ -14,18 +11,10 @@ import pytest
 
 from aiocluster import Cluster
 from aiocluster.launch.marks import CLUSTER, CREATED, MANAGER, manager_tag
+from tests.online.commands import aiocluster
 from tests.online.engine import Engine
 
 pytestmark = pytest.mark.online("docker")
-
-
-async def aiocluster(*arguments: str) -> tuple[int, str]:
-    """The command's exit code and what it printed."""
-    command = [sys.executable, "-m", "aiocluster.cli.main", *arguments]
-    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, env=dict(os.environ))
-    printed, _ = await process.communicate()
-    assert process.returncode is not None
-    return process.returncode, printed.decode()
 
 
 @pytest.fixture
