@@ -50,6 +50,15 @@ GOES_ON = "the job goes on. `aiocluster job logs -f JOB` follows it again, `aioc
 def submit(
     script: Annotated[str, typer.Argument(metavar="SCRIPT", help="The program, by its path in the image.")],
     arguments: Annotated[list[str] | None, typer.Argument(metavar="[ARGS]...", help="What the script is called with.")] = None,
+    workers: Annotated[
+        str | None,
+        typer.Option(
+            "--workers",
+            metavar="N[,MAX]",
+            help="How many workers Cluster.from_env() opens. Default: the script says so.",
+            show_default=False,
+        ),
+    ] = None,
     queue: Annotated[
         str | None, typer.Option("--queue", metavar="QUEUE", help="For the manager. Default: the stack's.", show_default=False)
     ] = None,
@@ -94,6 +103,7 @@ def submit(
     asked = commands.Asked(
         script=script,
         arguments=tuple(arguments or ()),
+        workers=workers,
         queue=queue,
         definition=definition,
         name=name,

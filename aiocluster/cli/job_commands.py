@@ -43,6 +43,7 @@ class Asked:
 
     script: str
     arguments: Sequence[str]
+    workers: str | None
     queue: str | None
     definition: str | None
     name: str | None
@@ -109,6 +110,7 @@ async def _manager(api: Api, asked: Asked) -> submission.Manager:
     return submission.Manager(
         script=asked.script,
         arguments=asked.arguments,
+        workers=asked.workers or "",
         queue=queue,
         definition=definition,
         name=asked.name,

@@ -42,6 +42,7 @@ class Manager:
     Args:
         script: what it runs, as its image names it.
         arguments: of the script.
+        workers: how many `Cluster.from_env()` is to open: "4", or "2,8" for at least two; "" where the script says so.
         queue: where it waits: a queue's name or ARN.
         definition: of the job: name, name:revision or ARN.
         name: what the job is called; default: after the script. A key is appended, which makes it its own.
@@ -57,6 +58,7 @@ class Manager:
     queue: str
     definition: str
     arguments: Sequence[str] = ()
+    workers: str = ""
     name: str | None = None
     worker_queue: str = ""
     bucket: str = ""
@@ -118,7 +120,10 @@ async def submit(
     """
     name = f"{name_of(manager.name or manager.script)}-{secrets.token_hex(4)}"
     results = manager.results or (f"s3://{manager.bucket}/results/{name}" if manager.bucket else "")
+    overrides, launcher = await _how(api, manager.definition)
     variables = {
+        "AIOCLUSTER_LAUNCHER": launcher,
+        **({"AIOCLUSTER_WORKERS": manager.workers} if manager.workers else {}),
         **({WORKER_QUEUE: manager.worker_queue} if manager.worker_queue else {}),
         **({RESULTS_VARIABLE: results} if results else {}),
         **manager.env,
@@ -140,7 +145,7 @@ async def submit(
         "jobQueue": manager.queue,
         "jobDefinition": manager.definition,
         "tags": {key: _as_tag(value) for key, value in tags.items()},
-        **await _overrides(api, manager.definition, container),
+        **overrides(container),
     }
     if manager.timeout_s is not None:
         arguments["timeout"] = {"attemptDurationSeconds": max(60, round(manager.timeout_s))}
@@ -153,13 +158,20 @@ async def submit(
     return Submitted(id=id, name=name, results=results)
 
 
-async def _overrides(api: Api, definition: str, container: Mapping[str, Any]) -> dict[str, Any]:
-    """How a submission says what the manager runs: the container of a plain job, or the main node of a multi-node one."""
+async def _how(api: Api, definition: str) -> tuple[Callable[[Mapping[str, Any]], dict[str, Any]], str]:
+    """How a submission says what the manager's container runs, and which launcher its workers come from.
+
+    A plain job submits jobs; the workers of a multi-node one are its other nodes.
+    """
     found = await _definition(api, definition)
     if found.get("type") != "multinode":
-        return {"containerOverrides": container}
+        return lambda container: {"containerOverrides": container}, "batch"
     main = int((found.get("nodeProperties") or {}).get("mainNode", 0))
-    return {"nodeOverrides": {"nodePropertyOverrides": [{"targetNodes": f"{main}:{main}", "containerOverrides": container}]}}
+
+    def of_main_node(container: Mapping[str, Any]) -> dict[str, Any]:
+        return {"nodeOverrides": {"nodePropertyOverrides": [{"targetNodes": f"{main}:{main}", "containerOverrides": container}]}}
+
+    return of_main_node, "batch-nodes"
 
 
 async def _definition(api: Api, definition: str) -> Mapping[str, Any]:

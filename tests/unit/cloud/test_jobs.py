@@ -39,7 +39,13 @@ async def submitted(account: FakeAccount, **more: Any) -> submission.Submitted:
 async def test_a_manager_is_told_where_its_workers_and_results_go() -> None:
     account = FakeAccount()
     found = await submitted(
-        account, arguments=("--n", "5"), worker_queue="workers", bucket="mine", env={"MODEL": "small"}, timeout_s=90.4
+        account,
+        arguments=("--n", "5"),
+        workers="2,8",
+        worker_queue="workers",
+        bucket="mine",
+        env={"MODEL": "small"},
+        timeout_s=90.4,
     )
     (asked,) = account.arguments("submit_job")
     assert asked["jobName"] == found.name
@@ -48,7 +54,13 @@ async def test_a_manager_is_told_where_its_workers_and_results_go() -> None:
     assert (asked["jobQueue"], asked["jobDefinition"]) == ("managers", "manager")
     assert asked["containerOverrides"]["command"] == ["python", "demo/run it.py", "--n", "5"]
     variables = {one["name"]: one["value"] for one in asked["containerOverrides"]["environment"]}
-    assert variables == {"WORKER_JOB_QUEUE": "workers", "AIOCLUSTER_RESULTS": found.results, "MODEL": "small"}
+    assert variables == {
+        "AIOCLUSTER_LAUNCHER": "batch",
+        "AIOCLUSTER_WORKERS": "2,8",
+        "WORKER_JOB_QUEUE": "workers",
+        "AIOCLUSTER_RESULTS": found.results,
+        "MODEL": "small",
+    }
     assert asked["tags"] == {**MINE, SCRIPT: "demo/run it.py", "aiocluster:results": found.results}
     assert asked["timeout"] == {"attemptDurationSeconds": 90}
 
@@ -58,7 +70,7 @@ async def test_what_the_script_knows_itself_is_not_told() -> None:
     found = await submitted(account, name="my name!", results="s3://other/place")
     (asked,) = account.arguments("submit_job")
     assert found.name.startswith("my-name-")
-    assert [one["name"] for one in asked["containerOverrides"]["environment"]] == ["AIOCLUSTER_RESULTS"]
+    assert [one["name"] for one in asked["containerOverrides"]["environment"]] == ["AIOCLUSTER_LAUNCHER", "AIOCLUSTER_RESULTS"]
     assert "timeout" not in asked
     assert (await submitted(account)).results == ""
 
@@ -74,6 +86,7 @@ async def test_the_main_node_of_a_multi_node_job_runs_the_script() -> None:
     (node,) = asked["nodeOverrides"]["nodePropertyOverrides"]
     assert node["targetNodes"] == "1:1"
     assert node["containerOverrides"]["command"][0] == "python"
+    assert {"name": "AIOCLUSTER_LAUNCHER", "value": "batch-nodes"} in node["containerOverrides"]["environment"]
     assert "containerOverrides" not in asked
 
 
