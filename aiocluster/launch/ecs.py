@@ -208,13 +208,13 @@ class ECS(Launcher):
         if node is None:
             return
         node.state = state
-        if not state.over:
-            node.call.request.observed(node.name, state.status, explained(state.reason) if state.reason else "")
-            return
-        node.over.set()
-        self._fleet.forget(node)
-        if not node.stopping:
+        if state.over:
+            node.over.set()
+            self._fleet.forget(node)
+            if node.stopping:
+                return
             self._spawn(self._tell_end(node, id, state), f"tell the end of {node.name}")
+        node.call.request.observed(node.name, state.status, explained(state.reason) if state.reason else "")
 
     async def _tell_end(self, node: Node, id: str, state: TaskState) -> None:
         assert self._place is not None
@@ -225,11 +225,7 @@ class ECS(Launcher):
         self._over.append(node.name)
         while len(self._over) > KEPT_LINES:
             self._lines.pop(self._over.popleft(), None)
-        request = node.call.request
-        try:
-            request.observed(node.name, state.status, state.reason)
-        finally:
-            request.exited(node.name, state.end())
+        node.call.request.exited(node.name, state.end())
 
     async def look(self, nodes: Sequence[str]) -> None:
         known = [node for name in nodes if (node := self._fleet.nodes.get(name)) is not None and node.task is not None]

@@ -34,7 +34,7 @@ class FakeEcs:
             "taskDefinitionArn": DEFINITION,
             "networkMode": "host",
             "containerDefinitions": [
-                {"name": "agent", "memory": 512, "logConfiguration": {"logDriver": "awslogs", "options": LOGS}}
+                {"name": "agent", "memory": 512, "logConfiguration": {"logDriver": "awslogs", "options": dict(LOGS)}}
             ],
         }
         self.failures: list[dict[str, str]] = []

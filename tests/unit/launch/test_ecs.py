@@ -31,8 +31,8 @@ async def no_pause(_seconds: float) -> None:
 
 
 def launcher_of(ecs: FakeEcs, **arguments: Any) -> ECS:
-    given: dict[str, Any] = {"cluster": "nodes", "task_definition": "workers", "environ": {}, **arguments}
-    return ECS(api=ecs, figures=AT_ONCE, random=lambda: 0.5, pause=no_pause, **given)
+    given: dict[str, Any] = {"cluster": "nodes", "task_definition": "workers", "environ": {}, "pause": no_pause, **arguments}
+    return ECS(api=ecs, figures=AT_ONCE, random=lambda: 0.5, **given)
 
 
 @contextlib.asynccontextmanager
@@ -397,18 +397,44 @@ async def test_lines_that_are_late_are_waited_for() -> None:
         assert launcher.last_lines("ecs-1") == ("late",)
 
 
+async def test_the_state_of_a_task_that_has_ended_is_told_before_its_lines_are_there() -> None:
+    """A launch that fails because of another node says it."""
+    asked_again = asyncio.Event()
+
+    async def pause(_seconds: float) -> None:
+        await asked_again.wait()
+
+    async with opened(pause=pause) as (ecs, launcher, told):
+        await launcher.start(told.request("ecs-1"))
+        ecs.become("task1", "STOPPED", stoppedReason="CannotPullContainerError: no such image")
+        await told.until(lambda: any(state == "STOPPED" for _, state, _ in told.of("observed")))
+        (seen,) = [reason for _, state, reason in told.of("observed") if state == "STOPPED"]
+        assert seen.startswith("CannotPullContainerError: no such image (is the image's name right")
+        assert told.of("exited") == []
+        asked_again.set()
+        await told.until(lambda: told.of("exited"))
+
+
+async def test_a_close_does_not_wait_for_lines() -> None:
+    async def pause(_seconds: float) -> None:
+        await asyncio.Event().wait()
+
+    async with opened(pause=pause) as (ecs, launcher, told):
+        await launcher.start(told.request("ecs-1"))
+        ecs.become("task1", "STOPPED")
+        await ecs.until(lambda: ecs.count("get_log_events") == 1)
+    assert told.of("exited") == []
+
+
 async def test_without_a_prefix_the_stream_is_named_after_the_container() -> None:
     ecs = FakeEcs()
     del ecs.definition["containerDefinitions"][0]["logConfiguration"]["options"]["awslogs-stream-prefix"]
-    try:
-        async with opened(ecs) as (_, launcher, told):
-            await launcher.start(told.request("ecs-1"))
-            ecs.lines["container-of-task1"] = ["here"]
-            ecs.become("task1", "STOPPED")
-            await told.until(lambda: told.of("exited"))
-            assert launcher.last_lines("ecs-1") == ("here",)
-    finally:
-        ecs.definition["containerDefinitions"][0]["logConfiguration"]["options"]["awslogs-stream-prefix"] = "w"
+    async with opened(ecs) as (_, launcher, told):
+        await launcher.start(told.request("ecs-1"))
+        ecs.lines["container-of-task1"] = ["here"]
+        ecs.become("task1", "STOPPED")
+        await told.until(lambda: told.of("exited"))
+        assert launcher.last_lines("ecs-1") == ("here",)
 
 
 @pytest.mark.parametrize("driver", [None, {"logDriver": "json-file"}, {"logDriver": "awslogs"}])
