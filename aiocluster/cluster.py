@@ -7,7 +7,10 @@ import contextlib
 import logging
 import os
 import signal
+import socket
+import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
 from aiocluster import context
@@ -28,6 +31,9 @@ if TYPE_CHECKING:
 __all__ = ["Cluster", "Events", "Opening", "Worker", "run"]
 
 logger = logging.getLogger("aiocluster")
+
+EVENTS_SHOWN = 50
+"""Of the latest, to those who look from another process."""
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -164,6 +170,7 @@ class Cluster(Constructors, CurrentCluster):
         super().__init__(owner.manager, DEFAULT_OPTIONS)
         self._owner = owner
         self._workers = Workers(owner)
+        owner.snapshot = self._snapshot
 
     # --- what it is --------------------------------------------------------------------------------------------------------
 
@@ -209,6 +216,28 @@ class Cluster(Constructors, CurrentCluster):
             ),
             closed=self.closed,
         )
+
+    def _snapshot(self) -> dict[str, Any]:
+        """What `aiocluster top` shows, of what JSON knows; nothing of what calls are given or give."""
+        now = self._owner.manager.loop.time()
+        workers = [
+            {"id": worker.id, "node": worker.node, "host": worker.host, "pid": worker.pid, **asdict(worker.stats)}
+            for worker in self._workers.values()
+        ]
+        last = list(self._owner.manager.events)[-EVENTS_SHOWN:]
+        events = [
+            {"s_ago": now - one.at, "kind": one.kind, "node": one.node, "worker_id": one.worker_id, "text": one.text}
+            for one in last
+        ]
+        return {
+            "cluster": self.id,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "program": sys.argv[0] if sys.argv else "",
+            "status": asdict(self.status()),
+            "workers": workers,
+            "events": events,
+        }
 
     def events(self) -> Events:
         """What has happened to nodes and workers: `for` gives what is known, `async for` goes on until the cluster closes."""

@@ -18,6 +18,8 @@ __all__ = ["connect", "listening_sockets", "peer_text", "remove_all_left_sockets
 FOLDER_PREFIX = "aiocluster-"
 """How the name of a folder begins that a manager makes for its socket."""
 SOCKET_NAME = "manager.sock"
+WINDOW_NAME = "window.sock"
+"""Beside it; for those who look at the cluster."""
 
 BACKLOG = 1024
 UNIX_BUFFER_BYTES = 2 * 2**20
@@ -39,6 +41,8 @@ def remove_left_socket(address: Address) -> None:
         if probe.connect_ex(address.path) == errno.ECONNREFUSED:
             os.unlink(address.path)
             if os.path.basename(folder).startswith(FOLDER_PREFIX):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(f"{folder}/{WINDOW_NAME}")
                 os.rmdir(folder)
 
 

@@ -7,7 +7,7 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from aiocluster.config import Settings
@@ -17,11 +17,12 @@ from aiocluster.launch.base import Agreed, Launcher
 from aiocluster.launch.reach import Reach
 from aiocluster.net.address import TcpAddress, parse_address
 from aiocluster.net.listener import Accepted, Listener
-from aiocluster.net.sockets import FOLDER_PREFIX, SOCKET_NAME, remove_all_left_sockets
+from aiocluster.net.sockets import FOLDER_PREFIX, SOCKET_NAME, WINDOW_NAME, remove_all_left_sockets
 from aiocluster.runtime.elasticity import Elasticity
 from aiocluster.runtime.launching import Launching
 from aiocluster.runtime.manager import Manager
 from aiocluster.runtime.peers import NodePeer, WorkerPeer
+from aiocluster.runtime.window import Window
 from aiocluster.wire.handshake import versions
 from aiocluster.wire.messages import Hello, Refused
 
@@ -47,6 +48,9 @@ class Owner:
         """For nodes elsewhere, and the address that they are told."""
         self._listening = asyncio.Lock()
         self._folder: str | None = None
+        self.snapshot: Callable[[], Mapping[str, Any]] = dict
+        """What those see who look at the cluster; whoever wraps this says."""
+        self._window: Window | None = None
         self._waiters: dict[asyncio.Future[None], None] = {}
         self.launching = Launching(self.manager, self._address_for, self._changed)
         self.elasticity = Elasticity(self.manager, self.launching, self._changed)
@@ -69,6 +73,8 @@ class Owner:
             path = f"{self._folder}/{SOCKET_NAME}"
         self._listener = self._new_listener(f"unix:{path}")
         await self._listener.start()
+        self._window = Window(f"{self._folder}/{WINDOW_NAME}", lambda: self.snapshot())
+        await self._window.open()
         self.manager.start()
 
     def _new_listener(self, address: str) -> Listener:
@@ -175,6 +181,8 @@ class Owner:
                 listener.close()
             if self._listener is not None:
                 self._listener.close()
+            if self._window is not None:
+                self._window.close()
             if self._folder is not None:
                 shutil.rmtree(self._folder, ignore_errors=True)
             for queue in list(self.ending):

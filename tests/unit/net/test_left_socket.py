@@ -29,6 +29,15 @@ def test_a_socket_that_refuses_is_removed_and_only_its_own_folder(tmp_path: Path
     assert folder.exists() is not folder_goes
 
 
+def test_the_window_beside_it_goes_with_it(tmp_path: Path) -> None:
+    folder = tmp_path / "aiocluster-x3"
+    folder.mkdir()
+    listen(folder / "manager.sock").close()
+    listen(folder / "window.sock").close()
+    remove_left_socket(UnixAddress(str(folder / "manager.sock")))
+    assert not folder.exists()
+
+
 def test_a_socket_where_somebody_listens_stays(tmp_path: Path) -> None:
     with listen(tmp_path / "manager.sock"):
         remove_left_socket(UnixAddress(str(tmp_path / "manager.sock")))
