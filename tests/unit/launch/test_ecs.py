@@ -20,7 +20,7 @@ from aiocluster.launch.marks import CLUSTER as CLUSTER_TAG
 from aiocluster.launch.marks import CREATED, MANAGER
 from aiocluster.launch.poller import Figures
 from tests.unit.launch.fake_batch import DENIED, EXPIRED, LOST, REFUSED, THROTTLED, Told
-from tests.unit.launch.fake_ecs import CLUSTER, DEFINITION, FakeEcs
+from tests.unit.launch.fake_ecs import CLUSTER, DEFINITION, SAFETY_S, FakeEcs
 from tests.unit.launch.metadata_server import Metadata, metadata_served
 
 AT_ONCE = Figures(quick_s=0.001, slow_s=0.001)
@@ -46,6 +46,12 @@ async def opened(ecs: FakeEcs | None = None, **arguments: Any) -> AsyncIterator[
         await launcher.close(0.0)
         assert ecs.live() == []
         assert ecs.closed == 1
+
+
+@pytest.fixture(autouse=True)
+def no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody tells the tasks of these tests to end, so that none does before it is stopped."""
+    monkeypatch.setattr(ecs_module, "END_GRACE_S", 0.0)
 
 
 @pytest.fixture
@@ -521,7 +527,7 @@ async def test_what_waits_for_capacity_is_told_with_what_may_be_the_matter() -> 
         assert seen == ("ecs-1", "PROVISIONING", ecs_module.NO_ROOM)
 
 
-async def test_states_that_cannot_be_asked_for_are_no_end(caplog: pytest.LogCaptureFixture) -> None:
+async def test_states_that_cannot_be_asked_for_are_no_end() -> None:
     async with opened() as (ecs, launcher, told):
         ecs.fail("describe_tasks", THROTTLED, LOST, EXPIRED)
         await launcher.start(told.request("ecs-1"))
@@ -663,7 +669,7 @@ async def test_closing_lets_running_tasks_end_by_themselves_and_stops_the_rest()
     await launcher.start(told.request(*nodes(3)))
     ecs.become("task1", "RUNNING")
     await told.until(lambda: ("ecs-1", "RUNNING", "") in told.of("observed"))
-    closing = asyncio.ensure_future(launcher.close(5.0))
+    closing = asyncio.ensure_future(launcher.close(SAFETY_S))
     await ecs.until(lambda: ecs.live() == ["task1"])
     assert not closing.done()
     ecs.become("task1", "STOPPED", container={"exitCode": 0})
@@ -672,8 +678,7 @@ async def test_closing_lets_running_tasks_end_by_themselves_and_stops_the_rest()
     assert told.of("exited") == []
 
 
-async def test_closing_stops_what_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ecs_module, "END_GRACE_S", 0.0)
+async def test_closing_stops_what_does_not_end() -> None:
     async with opened() as (ecs, launcher, told):
         await launcher.start(told.request(*nodes(2)))
         ecs.all_become("RUNNING")
