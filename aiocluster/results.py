@@ -248,9 +248,9 @@ async def _entry(store: Store, name: str) -> Entry:
         text = await store.get(_entry_key(name))
     except Missing:
         raise ResultsError(f"nothing named {name!r} was saved to {store.where}") from None
+    entry: Entry | None = None
     try:
-        found = json.loads(text)
-        entry = Entry(**found)
+        entry = Entry(**json.loads(text))
         sound = (
             entry.name == name
             and re.fullmatch(r"[0-9a-f]{64}", entry.sha256) is not None
@@ -262,7 +262,7 @@ async def _entry(store: Store, name: str) -> Entry:
         )
     except (ValueError, TypeError):
         sound = False
-    if not sound:
+    if entry is None or not sound:
         raise ResultsError(f"{store.where}/{_entry_key(name)} is no entry of a manifest of this version of aiocluster")
     return entry
 

@@ -344,7 +344,7 @@ class _Doctor:
         except TimeoutError:
             raise _Trouble(f"a container of {self._image} has not ended within {CONTAINER_TIMEOUT_S:g} s") from None
         finally:
-            await asyncio.shield(_removed(engine, name))
+            await _removed(engine, name)
 
     # --- AWS -----------------------------------------------------------------------------------------------------------------
 
@@ -408,7 +408,7 @@ class _Doctor:
             raise _Trouble(
                 "no job definition was named", "name one with --definition or AIOCLUSTER_DEFINITION, or a stack with --stack"
             )
-        which = {"jobDefinitions": [name]} if ":" in name else {"jobDefinitionName": name, "status": "ACTIVE"}
+        which: dict[str, Any] = {"jobDefinitions": [name]} if ":" in name else {"jobDefinitionName": name, "status": "ACTIVE"}
         told = (await self._api.call("batch", "describe_job_definitions", **which)).get("jobDefinitions", [])
         active = [one for one in told if one.get("status") == "ACTIVE"]
         if not active:

@@ -230,11 +230,8 @@ class S3Store:
             source.check()
             await self._call("complete_multipart_upload", Key=key, UploadId=upload, MultipartUpload={"Parts": parts})
         except BaseException:
-            abort = asyncio.create_task(
-                self._call("abort_multipart_upload", Key=key, UploadId=upload), name="aiocluster results: abort an upload"
-            )
             with contextlib.suppress(AwsError):  # the first error says more; what is left costs until the bucket's rule ends it
-                await asyncio.shield(abort)
+                await self._call("abort_multipart_upload", Key=key, UploadId=upload)
             raise
 
     async def _send(self, key: str, upload: str, source: Source) -> list[dict[str, Any]]:

@@ -84,7 +84,7 @@ class _Visitor(asyncio.Protocol):
         if len(self._visitors) > MOST_VISITORS:
             self.leave()
 
-    def connection_lost(self, error: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:
         self._visitors.discard(self)
 
     def leave(self) -> None:
