@@ -34,7 +34,13 @@ def doctor(
     ] = Launcher.local,
     workers: Annotated[int, typer.Option("--workers", "-w", min=1, metavar="N", help="How many workers are wanted.")] = 1,
     stack: Annotated[
-        str, typer.Option("--stack", "-s", metavar="NAME", help="batch, ecs: take from this stack what is not given.")
+        str,
+        typer.Option(
+            "--stack",
+            "-s",
+            metavar="NAME",
+            help="batch, ecs: take from this stack what is not given. Default: if needed, $AIOCLUSTER_STACK, else aiocluster.",
+        ),
     ] = "",
     queue: Annotated[str, typer.Option("--queue", envvar="AIOCLUSTER_QUEUE", metavar="QUEUE", help="batch: where jobs go.")] = "",
     definition: Annotated[

@@ -20,10 +20,12 @@ from typing import TYPE_CHECKING, Any
 
 from aiocluster._version import __version__
 from aiocluster.cloud.permissions import Denied, Permissions, Unknown
-from aiocluster.cloud.stack import Stack, find_stack
+from aiocluster.cloud.stack import Stack, find_stack, stack_name
 from aiocluster.errors import LaunchError
 from aiocluster.launch.aws import Api, Aws, AwsError, Fault
 from aiocluster.launch.batch_jobs import room_of
+from aiocluster.launch.own_job import describe_own_job, own_job
+from aiocluster.launch.own_task import describe_own_task, own_task
 from aiocluster.launch.reach import Reach
 
 if TYPE_CHECKING:
@@ -189,7 +191,7 @@ class _Doctor:
             )
             return False
         except Unknown as unknown:
-            self._found(name, Outcome.SKIPPED, f"cannot be known: {unknown}")
+            self._found(name, Outcome.SKIPPED, str(unknown))
         except AwsError as error:
             if error.fault is Fault.DENIED:  # the launcher may do without; what it needs is looked at under permissions
                 self._found(name, Outcome.SKIPPED, f"cannot be known: {error.reason}")
@@ -357,6 +359,10 @@ class _Doctor:
         if self._plan.stack and not await self._check("stack", self._stack()):
             self._skip("there is no stack", *rest)
             return
+        if self._lacks():
+            await self._check("manager", self._own())
+        if self._lacks() and not self._plan.stack:
+            await self._check("stack", self._default_stack())
         if batch:
             await self._check("queue", self._queue())
             usable = await self._check("definition", self._job_definition())
@@ -385,6 +391,39 @@ class _Doctor:
         stack = await find_stack(self._plan.stack, api=self._api)
         self._plan = with_stack(self._plan, stack)
         return f"{stack.name} in {stack.region} is ready"
+
+    def _lacks(self) -> bool:
+        """Whether it was not said where to start what."""
+        plan = self._plan
+        return not plan.definition or not (plan.queue if plan.launcher == "batch" else plan.ecs_cluster)
+
+    async def _own(self) -> str:
+        """What launchers take from the manager's own job or task, where it runs in one."""
+        plan = self._plan
+        if plan.launcher == "batch":
+            queue = plan.queue or self._environ.get("WORKER_JOB_QUEUE", "")
+            job = own_job(self._environ)
+            if job is not None and not (queue and plan.definition):
+                own = await describe_own_job(self._api, job)
+                self._plan = replace(plan, queue=queue or own.queue, definition=plan.definition or own.definition)
+                return f"this process is job {job.id}, whose queue and definition are taken where none was named"
+            self._plan = replace(plan, queue=queue)
+            raise Unknown("this process is no job of AWS Batch, whose queue and definition could be taken")
+        task = None if self._environ.get("AWS_BATCH_JOB_ID") else await own_task(self._environ)
+        if task is None:
+            raise Unknown("this process is no task of ECS, whose cluster and definition could be taken")
+        subnets = plan.subnets or (await describe_own_task(self._api, task)).subnets
+        cluster, definition = plan.ecs_cluster or task.cluster, plan.definition or task.definition
+        self._plan = replace(plan, ecs_cluster=cluster, definition=definition, subnets=subnets)
+        return f"this process is task {task.arn}, whose cluster and definition are taken where none was named"
+
+    async def _default_stack(self) -> str:
+        try:
+            stack = await find_stack(stack_name(environ=self._environ), api=self._api)
+        except LaunchError as error:
+            raise Unknown(error.reason) from None
+        self._plan = with_stack(self._plan, stack)
+        return f"{stack.name} in {stack.region} is ready, and used where nothing was named"
 
     async def _queue(self) -> str:
         plan = self._plan
@@ -471,10 +510,10 @@ class _Doctor:
     async def _image_in_registry(self) -> str:
         match = _ECR.fullmatch(self._image)
         if match is None:
-            raise Unknown(f"{self._image} is in no registry of ECR, and others are not asked")
+            raise Unknown(f"cannot be known: {self._image} is in no registry of ECR, and others are not asked")
         here = await _region_of(self._api)
         if here is not None and match["region"] != here:
-            raise Unknown(f"{self._image} is in {match['region']}, and this looks at {here}")
+            raise Unknown(f"cannot be known: {self._image} is in {match['region']}, and this looks at {here}")
         which = {"imageDigest": match["digest"]} if match["digest"] else {"imageTag": match["tag"] or "latest"}
         try:
             told = await self._api.call(
@@ -496,12 +535,14 @@ class _Doctor:
         try:
             await engine.open()
         except EngineError as error:
-            raise Unknown(f"no Docker engine answers here that could run the image ({error})") from None
+            raise Unknown(f"cannot be known: no Docker engine answers here that could run the image ({error})") from None
         try:
             try:
                 await engine.image_id(self._image)
             except EngineError as error:
-                raise Unknown(f"the engine here does not have {self._image}, and it is not pulled for this ({error})") from None
+                raise Unknown(
+                    f"cannot be known: the engine here does not have {self._image}, and it is not pulled for this ({error})"
+                ) from None
             return await self._versions(engine)
         finally:
             await engine.close()

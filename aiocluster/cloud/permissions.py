@@ -107,7 +107,7 @@ class Permissions:
                         raise Unknown(f"it is denied, and {without}") from None
                     raise Denied(f"denied to {self._identity}") from None
                 if error.fault is not Fault.REJECTED:
-                    raise Unknown(error.reason) from None
+                    raise Unknown(f"cannot be known: {error.reason}") from None
             return "allowed"
 
         return Permission(action, look)
@@ -130,15 +130,15 @@ class Permissions:
                     ContextEntries=entries,
                 )
             except AwsError as error:
-                raise Unknown(f"IAM does not say what the policies allow ({error.reason})") from None
+                raise Unknown(f"cannot be known: IAM does not say what the policies allow ({error.reason})") from None
             results = answer.get("EvaluationResults", ())
             if not results:
-                raise Unknown("IAM says nothing of it")
+                raise Unknown("cannot be known: IAM says nothing of it")
             for result in results:
                 if result["EvalDecision"] != "allowed":
                     missing = result.get("MissingContextValues")
                     if missing and result["EvalDecision"] != "explicitDeny":
-                        raise Unknown(f"it depends on {', '.join(missing)} of the request")
+                        raise Unknown(f"cannot be known: it depends on {', '.join(missing)} of the request")
                     raise Denied(f"denied to {principal} for {result.get('EvalResourceName', '*')} ({result['EvalDecision']})")
             return "allowed, by what IAM says of the policies"
 
@@ -160,7 +160,9 @@ class Permissions:
             except AwsError:  # then it is taken to have no path, as most have
                 self._principal = f"arn:{partition}:iam::{account}:role/{role}"
         else:
-            raise Unknown(f"{self._identity} is neither a user nor a role, whose policies IAM could be asked about")
+            raise Unknown(
+                f"cannot be known: {self._identity} is neither a user nor a role, whose policies IAM could be asked about"
+            )
         return self._principal
 
     async def _about(self, named: str) -> _Account:

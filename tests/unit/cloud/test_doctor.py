@@ -6,7 +6,7 @@ import importlib.metadata
 import json
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -22,6 +22,7 @@ from aiocluster.launch.aws import AwsError, Fault
 from aiocluster.launch.engine import GONE, EngineError
 
 USER = "arn:aws:iam::123456789012:user/ada"
+JOB = "0a1b2c3d-0000-4000-8000-123456789abc"
 QUEUE = "arn:aws:batch:eu-west-1:123456789012:job-queue/workers"
 IMAGE = "123456789012.dkr.ecr.eu-west-1.amazonaws.com/lab/sim:v1"
 OURS = f"aiocluster {__version__}, Python {sys.version_info.major}.{sys.version_info.minor}.9\n"
@@ -72,6 +73,7 @@ class FakeAws:
             "list_tasks": {"taskArns": []},
             "get_log_events": refused("the log stream does not exist"),
             "list_objects_v2": {},
+            "describe_stacks": AwsError("Stack with id aiocluster does not exist", Fault.REJECTED, "ValidationError"),
             "get_role": {"Role": {"Arn": "arn:aws:iam::123456789012:role/path/jobs"}},
         }
 
@@ -142,7 +144,9 @@ class FakeEngine:
         self.containers.discard(name)
 
 
-async def found(plan: Plan, aws: FakeAws | None = None, engine: FakeEngine | None = None) -> dict[str, Finding]:
+async def found(
+    plan: Plan, aws: FakeAws | None = None, engine: FakeEngine | None = None, environ: Mapping[str, str] | None = None
+) -> dict[str, Finding]:
     """The findings by their checks; nothing is left of the examination."""
     engine = FakeEngine() if engine is None else engine
     told: list[Finding] = []
@@ -151,7 +155,7 @@ async def found(plan: Plan, aws: FakeAws | None = None, engine: FakeEngine | Non
         api=aws or FakeAws(),
         engine=lambda: engine,  # type: ignore[arg-type, return-value]
         tell=told.append,
-        environ={},
+        environ=environ or {},
     )
     assert findings == told
     assert engine.containers == set()
@@ -312,6 +316,29 @@ async def test_what_is_not_said_is_named_with_how_to_say_it(plan: Plan, check: s
     findings = await found(plan)
     assert findings[check].outcome is Outcome.FAILED
     assert text in findings[check].detail
+
+
+async def test_a_manager_that_is_a_job_lends_its_queue_and_definition() -> None:
+    aws = FakeAws()
+    own = {"jobId": JOB, "jobQueue": QUEUE, "jobDefinition": "arn:aws:batch:eu-west-1:123456789012:job-definition/sim:3"}
+    aws.answers["describe_jobs"] = {"jobs": [{**own, "container": {"resourceRequirements": [{"type": "VCPU", "value": "1"}]}}]}
+    findings = await found(Plan(launcher="batch", advertise="10.0.0.1"), aws, environ={"AWS_BATCH_JOB_ID": JOB})
+    assert of(findings, Outcome.FAILED) | of(findings, Outcome.SKIPPED) == set()
+    assert JOB in findings["manager"].detail
+    assert ("describe_job_definitions", {"jobDefinitions": [own["jobDefinition"]]}) in aws.asked
+
+
+async def test_the_default_stack_says_what_nothing_else_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def find_stack(name: str, api: Any) -> Stack:
+        assert name == "lab"
+        outputs = {"EcsClusterArn": "lab", "TaskDefinitionArn": "sim", "Subnets": "s", "SecurityGroup": "g"}
+        return Stack(name, "eu-west-1", outputs)
+
+    monkeypatch.setattr(doctor, "find_stack", find_stack)
+    findings = await found(Plan(launcher="ecs", advertise="10.0.0.1"), environ={"AIOCLUSTER_STACK": "lab"})
+    assert of(findings, Outcome.FAILED) == set()
+    assert "lab in eu-west-1 is ready, and used" in findings["stack"].detail
+    assert of(findings, Outcome.SKIPPED) == {"manager"}
 
 
 async def test_without_credentials_nothing_more_is_asked_of_aws() -> None:
