@@ -29,9 +29,10 @@ async def show(kinds: Sequence[str], cluster: str | None, *, as_json: bool) -> i
         _print_json([_row(one) for one in found.leftovers])
     elif found.leftovers:
         _print_table(found.leftovers)
-    else:
-        typer.echo("nothing is left of any cluster" if cluster is None else f"nothing is left of cluster {cluster}")
-    return NOTHING_FAILED if len(found.unreachable) < len(kinds) else SOMETHING_FAILED
+    elif reached := _reached(kinds, found):
+        whose = "any cluster" if cluster is None else f"cluster {cluster}"
+        typer.echo(f"nothing is left of {whose}{_where(reached, found)}")
+    return NOTHING_FAILED if _reached(kinds, found) else SOMETHING_FAILED
 
 
 async def end(kinds: Sequence[str], cluster: str | None, *, alive: bool, unknown: bool, dry_run: bool, as_json: bool) -> int:
@@ -53,15 +54,24 @@ async def end(kinds: Sequence[str], cluster: str | None, *, alive: bool, unknown
         spared = len(found.leftovers) - len(chosen)
         if spared:
             typer.echo(f"{spared} left alone: the manager runs (--all ends them too) or cannot be judged from here (--unknown)")
-        elif not chosen:
-            typer.echo("there is nothing to end")
-    failed = any(one.error for one in reaped) or len(found.unreachable) == len(kinds)
+        elif not chosen and (reached := _reached(kinds, found)):
+            typer.echo(f"there is nothing to end{_where(reached, found)}")
+    failed = any(one.error for one in reaped) or not _reached(kinds, found)
     return SOMETHING_FAILED if failed else NOTHING_FAILED
 
 
 def choose(leftovers: Sequence[Leftover], *, alive: bool, unknown: bool) -> list[Leftover]:
     """Those whose manager is known to be gone; with `alive` all of them, with `unknown` those that nobody can judge as well."""
     return [one for one in leftovers if alive or one.alive is False or (unknown and one.alive is None)]
+
+
+def _reached(kinds: Sequence[str], found: Found) -> list[str]:
+    return [kind for kind in dict.fromkeys(kinds) if kind not in found.unreachable]
+
+
+def _where(reached: Sequence[str], found: Found) -> str:
+    """Of places that have nothing: which they are, unless they are all."""
+    return f" in {', '.join(reached)}" if found.unreachable else ""
 
 
 def _complain(found: Found) -> None:

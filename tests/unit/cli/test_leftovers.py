@@ -108,7 +108,26 @@ def test_a_place_that_cannot_be_reached_is_told_and_is_a_failure(command: str) -
     fake_docker.unreachable = "cannot reach a Docker engine"
     result = run(command)
     assert result.exit_code == 1
-    assert "docker: cannot reach a Docker engine" in result.output
+    assert result.output == "docker: cannot reach a Docker engine\n"  # and not that there is nothing
+
+
+@pytest.mark.parametrize("command", ["ls", "reap"])
+def test_a_place_that_is_named_twice_is_one_place(command: str) -> None:
+    fake_docker.unreachable = "cannot reach a Docker engine"
+    assert run(command, "-k", "docker").exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "said"), [("ls", "nothing is left of any cluster in docker"), ("reap", "nothing to end in docker")]
+)
+def test_where_one_place_has_nothing_and_another_is_not_reached_it_says_where(
+    monkeypatch: pytest.MonkeyPatch, command: str, said: str
+) -> None:
+    monkeypatch.setitem(leftovers._HOMES, "batch", "tests.unit.cli.fake_broken")
+    fake_docker.left.clear()
+    result = CliRunner().invoke(app, [command, "-k", "docker", "-k", "batch"])
+    assert result.exit_code == 0
+    assert said in result.output
 
 
 def test_an_unknown_kind_is_a_wrong_option() -> None:
