@@ -25,6 +25,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeVar, overload
 
+from aiocluster.cloud.results import VARIABLE
 from aiocluster.cloud.store import PART_BYTES, FolderStore, Missing, S3Store, Source, Store, in_thread
 from aiocluster.errors import ResultsError
 from aiocluster.launch.aws import Api, Aws
@@ -34,7 +35,6 @@ __all__ = ["Entry", "Progress", "default_place", "download", "entries", "load", 
 T = TypeVar("T")
 
 PICKLE_PROTOCOL = 5
-VARIABLE = "AIOCLUSTER_RESULTS"
 DEFAULT = "results"
 LONGEST_NAME = 800
 """Bytes of UTF-8: a key of S3 has at most 1024, with the prefix."""

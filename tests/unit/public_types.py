@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Any, assert_type
 
 import aiocluster
-from aiocluster import Cluster, Future, Worker
+from aiocluster import Cluster, Future, Worker, results
 from aiocluster.maps import MapRun
 
 
@@ -83,3 +84,10 @@ async def inside_a_call() -> None:
 
 def of_a_cluster(cluster: Cluster) -> None:
     assert_type(cluster.workers[1], Worker)
+
+
+async def what_is_kept() -> None:
+    assert_type(await results.save("mean", 2.5), results.Entry)
+    assert_type(await results.load("mean"), Any)
+    assert_type(await results.load("model.bin", "copy.bin"), Path)
+    assert_type(await results.names(), list[str])
