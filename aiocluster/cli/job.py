@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from aiocluster.cli.definition import register
+from aiocluster.cli.image import Base, Registry, Requirements, Wheel
 from aiocluster.cli.results import results
 from aiocluster.cli.running import run
 
@@ -17,6 +19,7 @@ app = typer.Typer(
     help="Submit a program to AWS Batch, and see what becomes of it.",
     no_args_is_help=True,
 )
+app.command("register")(register)
 app.command("results")(results)
 
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="The id of the manager job, as `aiocluster job submit` says it.")]
@@ -77,7 +80,18 @@ def submit(
         float | None,
         typer.Option("--timeout", metavar="SECONDS", min=60, help="AWS ends the manager after so long.", show_default=False),
     ] = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait for its end, and exit with its code.")] = False,
+    build: Annotated[bool, typer.Option("--build", help="First build an image for the script.")] = False,
+    push: Annotated[bool, typer.Option("--push", help="First push that image to the stack's repository.")] = False,
+    register_it: Annotated[
+        bool, typer.Option("--register", help="First register a job definition for that image, which the job runs.")
+    ] = False,
+    base: Base = None,
+    requirements: Requirements = None,
+    wheel: Wheel = None,
+    registry: Registry = None,
+    wait: Annotated[
+        bool, typer.Option("--wait/--detach", help="Wait for its end, and exit with its code; or do not, the default.")
+    ] = False,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Show its output as it comes, until its end.")] = False,
     results_folder: Annotated[
         str | None,
@@ -93,6 +107,10 @@ def submit(
     cluster there, with Cluster.batch(...). What it saves with
     aiocluster.results goes to the stack's bucket. Options that are none of
     these are the script's; those behind -- are, whatever they are called.
+
+    With --build, --push and --register all that is missing is made first:
+    an image for the script, in the stack's repository, and a job definition
+    that runs it.
 
     Without --wait, --follow or --results the command ends when AWS has
     taken the job.
@@ -111,7 +129,18 @@ def submit(
         timeout_s=timeout,
         stack=stack,
         region=region,
+        build=build,
+        push=push,
+        register=register_it,
+        base=base,
+        requirements=requirements,
+        wheel=wheel,
+        registry=registry,
     )
+    if asked.push != asked.register:
+        raise typer.BadParameter("--push and --register go together: a definition is made for the image that was pushed")
+    if asked.definition and asked.register:
+        raise typer.BadParameter("--definition names one, --register makes one", param_hint="--register")
     work = commands.submit(asked, wait=wait, follow=follow, results=results_folder, as_json=as_json)
     run("job submit", work, interrupted=GOES_ON)
 

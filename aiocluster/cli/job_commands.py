@@ -19,10 +19,13 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from aiocluster.cli.image import push_progress, script_of
 from aiocluster.cli.times import lasted
 from aiocluster.cloud import jobs, submission
+from aiocluster.cloud.image import path_in_image
 from aiocluster.cloud.jobs import Job
 from aiocluster.cloud.logs import Line, Readers, of_jobs
+from aiocluster.cloud.preparing import prepare
 from aiocluster.cloud.stack import find_stack
 from aiocluster.launch.aws import Api, Aws
 
@@ -51,6 +54,13 @@ class Asked:
     timeout_s: float | None
     stack: str | None
     region: str | None
+    build: bool
+    push: bool
+    register: bool
+    base: str | None
+    requirements: str | None
+    wheel: str | None
+    registry: str | None
 
 
 @contextlib.asynccontextmanager
@@ -101,6 +111,10 @@ async def _manager(api: Api, asked: Asked) -> submission.Manager:
     given = asked.env.get("AIOCLUSTER_RESULTS", "")
     worker_queue, bucket = asked.env.get(submission.WORKER_QUEUE, ""), ""
     queue, definition = asked.queue, asked.definition
+    script = asked.script
+    if asked.build or asked.push or asked.register:
+        definition = await _prepared(api, asked) or definition
+        script = str(path_in_image(script))
     if not (queue and definition) or asked.stack is not None or os.environ.get("AIOCLUSTER_STACK"):
         stack = await find_stack(asked.stack, api=api)
         queue = queue or stack.manager_queue
@@ -108,7 +122,7 @@ async def _manager(api: Api, asked: Asked) -> submission.Manager:
         worker_queue = worker_queue or stack.worker_queue
         bucket = "" if given else stack.results_bucket
     return submission.Manager(
-        script=asked.script,
+        script=script,
         arguments=asked.arguments,
         workers=asked.workers or "",
         queue=queue,
@@ -120,6 +134,25 @@ async def _manager(api: Api, asked: Asked) -> submission.Manager:
         env=asked.env,
         timeout_s=asked.timeout_s,
     )
+
+
+async def _prepared(api: Api, asked: Asked) -> str:
+    """The script has an image, and a definition that runs it, as far as was asked for; the definition, if that was."""
+    stack = await find_stack(asked.stack, api=api)
+    with push_progress() as progress:
+        made = await prepare(
+            api,
+            script_of(asked.script, asked.base, asked.requirements, asked.wheel),
+            like=stack.job_definition,
+            repository=stack.repository,
+            build=asked.build,
+            push=asked.push,
+            register=asked.register,
+            registry_host=asked.registry,
+            tell=lambda line: typer.echo(line, err=True),
+            progress=progress,
+        )
+    return made.definition
 
 
 async def _wait(api: Api, id: str) -> Job:

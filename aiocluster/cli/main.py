@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 import aiocluster
-from aiocluster.cli import doctor, job, stack
+from aiocluster.cli import doctor, image, job, stack
 from aiocluster.cli import run as script
 from aiocluster.cli.running import run
 
@@ -34,6 +34,7 @@ def _show_version(wanted: bool) -> None:
 
 
 app.add_typer(stack.app)
+app.add_typer(image.app)
 app.add_typer(job.app)
 app.command("doctor")(doctor.doctor)
 app.command("run", context_settings=script.CONTEXT)(script.run_script)

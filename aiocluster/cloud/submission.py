@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
 
+from aiocluster.cloud.definition import latest_definition
 from aiocluster.cloud.jobs import JOB, MANAGER_JOB, SCRIPT, SUBMITTER, Job, find_job, started_by
 from aiocluster.cloud.results import TAG as RESULTS
 from aiocluster.cloud.results import VARIABLE as RESULTS_VARIABLE
@@ -163,7 +164,9 @@ async def _how(api: Api, definition: str) -> tuple[Callable[[Mapping[str, Any]],
 
     A plain job submits jobs; the workers of a multi-node one are its other nodes.
     """
-    found = await _definition(api, definition)
+    found = await latest_definition(api, definition)
+    if found is None:
+        raise LaunchError(f"there is no job definition {definition} here: `aiocluster job register` makes one")
     if found.get("type") != "multinode":
         return lambda container: {"containerOverrides": container}, "batch"
     main = int((found.get("nodeProperties") or {}).get("mainNode", 0))
@@ -172,18 +175,6 @@ async def _how(api: Api, definition: str) -> tuple[Callable[[Mapping[str, Any]],
         return {"nodeOverrides": {"nodePropertyOverrides": [{"targetNodes": f"{main}:{main}", "containerOverrides": container}]}}
 
     return of_main_node, "batch-nodes"
-
-
-async def _definition(api: Api, definition: str) -> Mapping[str, Any]:
-    if definition.startswith("arn:") or ":" in definition:
-        asked: dict[str, Any] = {"jobDefinitions": [definition]}
-    else:
-        asked = {"jobDefinitionName": definition, "status": "ACTIVE"}
-    found = (await api.call("batch", "describe_job_definitions", **asked)).get("jobDefinitions", ())
-    if not found:
-        raise LaunchError(f"there is no job definition {definition} here: `aiocluster job register` makes one")
-    latest: Mapping[str, Any] = max(found, key=lambda one: int(one.get("revision", 0)))
-    return latest
 
 
 async def _withdraw(api: Api, queue: str, name: str) -> None:

@@ -13,7 +13,7 @@ import os
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, NamedTuple, TypeVar
+from typing import IO, Any, NamedTuple, TypeVar
 
 import aiodocker
 import aiohttp
@@ -197,6 +197,26 @@ class Engine:
         finally:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
+
+    # --- images ----------------------------------------------------------------------------------------------------------------
+
+    async def build(self, context: IO[bytes], tag: str, arguments: Mapping[str, str]) -> AsyncIterator[Mapping[str, Any]]:
+        """What the engine tells while it builds an image from a compressed tar with a `Dockerfile`. Raises `EngineError`."""
+        with _translated():
+            async for told in self._open_client.images.build(
+                fileobj=context, encoding="gzip", tag=tag, buildargs=dict(arguments), stream=True, forcerm=True
+            ):
+                yield told
+
+    async def tag(self, image: str, repository: str, tag: str) -> None:
+        """The image has this name too. Raises `EngineError`."""
+        await self._ask(lambda client: client.images.tag(image, repository, tag=tag))
+
+    async def push(self, repository: str, tag: str, credentials: Mapping[str, str]) -> AsyncIterator[Mapping[str, Any]]:
+        """What the engine tells while it sends an image to its registry, layer by layer. Raises `EngineError`."""
+        with _translated():
+            async for told in self._open_client.images.push(repository, tag=tag, auth=dict(credentials), stream=True):
+                yield told
 
     # --- what is done --------------------------------------------------------------------------------------------------------
 

@@ -98,11 +98,12 @@ class Future(asyncio.Future[T]):
 
 
 async def gather_by_worker(futures: Mapping[int, Future[Any]]) -> dict[int, Any]:
-    """The results by worker id, when all calls have ended.
+    """The results by worker id, in their order, when all calls have ended.
 
     Raises:
         ExceptionGroup: some failed; it holds their exceptions, with a note that names the worker. Cancelling cancels all.
     """
+    futures = dict(sorted(futures.items()))
     outcomes = await asyncio.gather(*futures.values(), return_exceptions=True)
     results: dict[int, Any] = {}
     errors: list[Exception] = []

@@ -324,7 +324,17 @@ class ContainerJob(Job):
 
     def describe(self) -> dict[str, Any]:
         told = super().describe()
-        kept = ("image", "command", "environment", "volumes", "mountPoints", "resourceRequirements", "user", "jobRoleArn")
+        kept = (
+            "image",
+            "command",
+            "environment",
+            "volumes",
+            "mountPoints",
+            "resourceRequirements",
+            "user",
+            "jobRoleArn",
+            "logConfiguration",
+        )
         container = {name: self.properties[name] for name in kept if name in self.properties} | told.get("container", {})
         if self.log_stream_name:
             container["logStreamName"] = self.log_stream_name
