@@ -11,7 +11,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import IO, Any
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -93,6 +93,7 @@ async def submit(asked: Asked, *, wait: bool, follow: bool, results: str | None,
                 )
             return 0
         job = await (_follow(api, submitted.id, workers=False, since=None) if follow else _wait(api, submitted.id))
+        _say_end(job)
         if results is not None and submitted.results:
             from aiocluster.cli.results import download_results
 
@@ -102,7 +103,6 @@ async def submit(asked: Asked, *, wait: bool, follow: bool, results: str | None,
             typer.echo(
                 "nobody knows where its results are: no stack says which bucket, and no AIOCLUSTER_RESULTS was given", err=True
             )
-        _say_end(job)
         return job.code
 
 
@@ -277,7 +277,7 @@ async def logs(id: str, region: str | None, since: datetime | None, *, follow: b
         if follow:
             job = await _follow(api, id, workers=workers, since=milliseconds)
             _say_end(job)
-            return 0
+            return job.code
         job = await jobs.find_job(api, id)
         if workers:
             job = await jobs.tree(api, job)
@@ -328,16 +328,13 @@ def _printer() -> Iterator[Any]:
 
 
 async def _download(readers: Readers, folder: str) -> int:
-    """One file a stream; how many lines there were."""
+    """One file a stream, one after the other; how many lines there were."""
     count = 0
-    with contextlib.ExitStack() as stack:
-        files: dict[str, IO[str]] = {}
-        os.makedirs(folder, exist_ok=True)
-        async for line in readers.lines():
-            if line.label not in files:
-                name = re.sub(r"[^\w.-]+", "-", line.label) or "manager"
-                path = os.path.join(folder, f"{name}.log")
-                files[line.label] = stack.enter_context(open(path, "w", encoding="utf-8"))  # noqa: ASYNC230
-            files[line.label].write(f"{line.text}\n")
-            count += 1
+    os.makedirs(folder, exist_ok=True)
+    for reader in readers.all():
+        name = re.sub(r"[^\w.-]+", "-", reader.label) or "manager"
+        with open(os.path.join(folder, f"{name}.log"), "w", encoding="utf-8") as file:  # noqa: ASYNC230  # nobody else waits
+            async for line in reader.lines():
+                file.write(f"{line.text}\n")
+                count += 1
     return count

@@ -1,7 +1,7 @@
 """What jobs have written, from CloudWatch Logs: every line once, in the order of time, from as many streams as there are.
 
 Each stream is read from its beginning by the token that AWS gives with every page, never by windows of time: lines of the same
-millisecond, or lines that arrive late, are neither left out nor told twice. Of a stream no more than a page is held.
+millisecond, or lines that arrive late, are neither left out nor told twice. Of each stream no more than a page is held.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ __all__ = ["Line", "Readers", "of_jobs"]
 
 AT_ONCE = 8
 """Requests under way at the same time: AWS answers 25 a second in all. Source: the quota of GetLogEvents."""
+LARGEST_PAGE, SMALLEST_PAGE = 10_000, 50
+"""Lines of an answer. All streams together hold as many as one may, as long as there are few enough of them."""
 POLL_S = 2.0
 """Between looks at streams that go on."""
 SETTLE_S = 6.0
@@ -50,6 +52,8 @@ class Reader:
         self._api = api
         self._since = since
         self._token: str | None = None
+        self.page = LARGEST_PAGE
+        """Lines that are held at once at most."""
 
     async def lines(self) -> AsyncIterator[Line]:
         """All lines that are there and have not been given before. None if the stream is not there yet.
@@ -74,7 +78,7 @@ class Reader:
         place: dict[str, Any] = {"logGroupName": self.stream.group, "logStreamName": self.stream.name}
         try:
             async with self._turns:
-                return await self._api.call("logs", "get_log_events", **place, startFromHead=True, **asked)
+                return await self._api.call("logs", "get_log_events", **place, startFromHead=True, limit=self.page, **asked)
         except AwsError as error:
             if error.code == "ResourceNotFoundException":  # nothing has been written yet
                 return {}
@@ -116,9 +120,15 @@ class Readers:
             if stream not in self._readers:
                 self._readers[stream] = Reader(self._api, stream, label, self._since, self._turns)
 
+    def all(self) -> list[Reader]:
+        """One for each stream."""
+        return list(self._readers.values())
+
     async def lines(self) -> AsyncIterator[Line]:
         """What they have to give now."""
-        async for line in merged(list(self._readers.values())):
+        for reader in self._readers.values():
+            reader.page = max(SMALLEST_PAGE, LARGEST_PAGE // len(self._readers))
+        async for line in merged(self.all()):
             yield line
 
     async def follow(
