@@ -79,7 +79,7 @@ def moto(engine: Engine, folder: Path) -> Iterator[Emulator]:
     """AWS Batch, its logs, and much else; at the end no container of a job is left."""
     remove_left(engine, BATCH_LABEL)
     port = free_port(engine.address)
-    label = f"{BATCH_LABEL}={OURS}{os.getpid()}:{port}"
+    label = f"{BATCH_LABEL}={who()}:{port}"
     env = host_environ(engine) | {
         "MOTO_DOCKER_NETWORK_MODE": "host",
         "MOTO_PORT": str(port),
@@ -106,7 +106,7 @@ def ministack(engine: Engine, folder: Path, address: str = "127.0.0.1") -> Itera
     """
     remove_left(engine, INSTANCE)
     port = free_port(address)
-    name = f"{OURS}{os.getpid()}"
+    name = who()
     env = host_environ(engine) | {
         "GATEWAY_PORT": str(port),
         "BIND_HOST": address,
@@ -125,12 +125,21 @@ def ministack(engine: Engine, folder: Path, address: str = "127.0.0.1") -> Itera
 
 
 def remove_left(engine: Engine, label: str) -> None:
-    """No container is there of tests that were killed before they could remove them: their process is gone."""
+    """No container is there of tests that were killed before they could remove them: their process is gone.
+
+    Those of processes that cannot be seen from here are left alone.
+    """
     listed = engine.docker("ps", "--all", "--filter", f"label={label}", "--format", f'{{{{.Label "{label}"}}}}')
+    ours, _, _ = who().rpartition("-")
     for value in set(listed.split()):
-        pid = value.removeprefix(OURS).partition(":")[0]
-        if value.startswith(OURS) and not Path(f"/proc/{pid}").exists():
+        space, _, pid = value.partition(":")[0].rpartition("-")
+        if space == ours and not Path(f"/proc/{pid}").exists():
             engine.remove(f"{label}={value}")
+
+
+def who() -> str:
+    """This process, among those that may use the same engine: process ids count in a namespace."""
+    return f"{OURS}{os.stat('/proc/self/ns/pid').st_ino:x}-{os.getpid()}"
 
 
 @contextlib.contextmanager
