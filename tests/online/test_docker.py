@@ -303,6 +303,12 @@ async def test_a_container_that_is_told_to_end_lets_its_calls_finish(docker: Eng
     assert containers(docker, cluster.id) == []
 
 
+async def test_an_agent_that_is_process_1_buries_whom_it_adopts(docker: Engine, folder: Path) -> None:
+    async with started(docker, 1, folder) as cluster:
+        assert await cluster.submit(docker_work.leave_orphans, 20) == 0
+        assert set(cluster.workers) == {1}
+
+
 # --- the end of the manager --------------------------------------------------------------------------------------------------
 
 
