@@ -12,6 +12,8 @@ from aiocluster.launch.aws import Api
 __all__ = ["Definition", "latest_definition", "register"]
 
 AGENT = ("aiocluster", "agent")
+AWS_TAGS = "aws:"
+"""How the names begin of tags that AWS alone may set, as CloudFormation does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,9 +100,12 @@ def _request(wanted: Definition, like: Mapping[str, Any]) -> dict[str, Any]:
         asked |= {"type": "container", "containerProperties": container}
         if like.get("platformCapabilities"):
             asked["platformCapabilities"] = like["platformCapabilities"]
-    for key in ("retryStrategy", "timeout", "tags"):
+    for key in ("retryStrategy", "timeout"):
         if like.get(key):
             asked[key] = _filled(like[key])
+    tags = {name: value for name, value in (like.get("tags") or {}).items() if not name.startswith(AWS_TAGS)}
+    if tags:
+        asked["tags"] = tags
     if wanted.timeout_s is not None:
         asked["timeout"] = {"attemptDurationSeconds": max(60, round(wanted.timeout_s))}
     return asked

@@ -174,6 +174,7 @@ def _add_script(what: Script, tar: tarfile.TarFile) -> Mapping[str, str]:
     _add(tar, "script", script.read_bytes())
     lines += [
         f"RUN id {USER} || useradd --create-home --uid 1000 {USER}",
+        f"RUN mkdir --parents {WORK} && chown {USER} {WORK}",
         "ENV PYTHONUNBUFFERED=1",
         f"WORKDIR {WORK}",
         f'COPY ["script", "{WORK / inside}"]',

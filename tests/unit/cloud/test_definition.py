@@ -109,6 +109,13 @@ async def test_one_revision_may_be_meant() -> None:
         await register(account, Definition(name="mine", image="new", like="stack:9"))
 
 
+@pytest.mark.parametrize(("told", "asked"), [({"team": "lab"}, {"team": "lab"}), ({}, None)])
+async def test_tags_that_only_aws_may_set_stay_behind(told: dict[str, str], asked: dict[str, str] | None) -> None:
+    account = Account({**STACKS, "tags": {"aws:cloudformation:stack-name": "stack", **told}})
+    await register(account, Definition(name="mine", image="new", like="stack"))
+    assert account.registered[0].get("tags") == asked
+
+
 async def test_a_definition_without_a_container_is_no_example() -> None:
     account = Account({"jobDefinitionName": "odd", "revision": 1, "type": "container"})
     with pytest.raises(LaunchError, match="odd has no container"):

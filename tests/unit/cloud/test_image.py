@@ -91,6 +91,7 @@ async def test_a_scripts_image_has_the_script_its_requirements_and_a_user_withou
     dockerfile = builder.files["Dockerfile"].decode()
     assert 'COPY ["script", "/work/tools/run.py"]' in dockerfile
     assert f"import aiocluster' || python -m pip install --no-cache-dir aiocluster=={__version__}" in dockerfile
+    assert "RUN mkdir --parents /work && chown aiocluster /work\n" in dockerfile
     assert dockerfile.rstrip().splitlines()[-2:] == ["USER aiocluster", 'CMD ["aiocluster", "agent"]']
     assert lines == ["Step 1/2 : ARG BASE"]
 
