@@ -8,6 +8,7 @@ since it replaces classes and functions from within. moto as it is runs a contai
   STARTING, RUNNING; parents are PENDING, then SUCCEEDED or FAILED; `statusReason`, `exitCode` and `attempts` tell why;
 - multi-node jobs: a container with an address of its own for each node, overrides by node, the end of the main node is the end;
 - retries, the memory limit, SIGTERM and then SIGKILL at the end, logs while a job runs, the end of a parent's children;
+- the nodes of a definition, when it is described;
 - the limits of the API: 2 to 10,000 array children, 100 jobs in one question, RUNNING as what is listed by default, pages.
 
 Not there: `evaluateOnExit`, scheduling by shares, priorities, gang scheduling, Fargate, EKS.
@@ -38,6 +39,7 @@ LARGEST_ARRAY = 10_000
 LARGEST_QUESTION = 100
 PAGE = 100
 RESET_TIMEOUT_S = 5.0
+describe_definition = models.JobDefinition.describe
 
 
 def submit_job(backend: Any, asked: dict[str, Any]) -> Job:
@@ -120,6 +122,12 @@ def matches(job: Job, one: dict[str, Any]) -> bool:
     return any(name.startswith(value[:-1]) if value.endswith("*") else name == value for value in wanted)
 
 
+def described(self: Any) -> dict[str, Any]:
+    """A definition as it was registered: that of a multi-node job with its nodes."""
+    nodes = {} if self.node_properties is None else {"nodeProperties": self.node_properties}
+    return {**describe_definition(self), **nodes}
+
+
 def reset(self: Any) -> None:
     """No container of a job is there any more."""
     jobs = list(self._jobs.values())
@@ -153,4 +161,5 @@ def apply() -> None:
     responses.BatchResponse.describejobs = answer_describe_jobs
     responses.BatchResponse.listjobs = answer_list_jobs
     models.BatchBackend.reset = reset
+    models.JobDefinition.describe = described
     moto_stacks.apply()
