@@ -70,7 +70,7 @@ async def _register(
     *,
     as_json: bool,
 ) -> int:
-    from aiocluster.cloud.definition import Definition
+    from aiocluster.cloud.definition import Definition, stem_of
     from aiocluster.cloud.definition import register as made
     from aiocluster.cloud.stack import find_stack
     from aiocluster.launch.aws import Aws
@@ -78,7 +78,8 @@ async def _register(
     api = Aws(region)
     try:
         like = like or (await find_stack(stack, api=api)).job_definition
-        wanted = Definition(name=name or like, image=image, like=like, nodes=nodes, vcpus=vcpus, memory=memory, timeout_s=timeout)
+        stem = name or stem_of(like)
+        wanted = Definition(name=stem, image=image, like=like, nodes=nodes, vcpus=vcpus, memory=memory, timeout_s=timeout)
         definition = await made(api, wanted)
     finally:
         await api.close()

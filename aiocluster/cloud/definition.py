@@ -9,7 +9,7 @@ from typing import Any
 from aiocluster.errors import LaunchError
 from aiocluster.launch.aws import Api
 
-__all__ = ["Definition", "latest_definition", "register"]
+__all__ = ["Definition", "latest_definition", "register", "stem_of"]
 
 AGENT = ("aiocluster", "agent")
 AWS_TAGS = "aws:"
@@ -38,6 +38,12 @@ class Definition:
     memory: int | None = None
     env: Mapping[str, str] = field(default_factory=dict)
     timeout_s: float | None = None
+
+
+def stem_of(definition: str) -> str:
+    """The name alone of a definition that is given as a name, name:revision or ARN."""
+    last = definition.rpartition("/")[2] if definition.startswith("arn:") else definition
+    return last.partition(":")[0]
 
 
 async def latest_definition(api: Api, name: str) -> Mapping[str, Any] | None:

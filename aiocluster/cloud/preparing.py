@@ -73,12 +73,7 @@ async def prepare(
                 tell(f"pushed {reference}")
     made_definition = ""
     if register:
-        stem = (
-            like.partition(":")[0].rpartition("/")[2]
-            if not like.startswith("arn:")
-            else like.rpartition("/")[2].partition(":")[0]
-        )
-        wanted = definition.Definition(name=f"{stem}-{name}"[:128], image=reference, like=like)
+        wanted = definition.Definition(name=f"{definition.stem_of(like)}-{name}"[:128], image=reference, like=like)
         made_definition = await definition.register(api, wanted)
         tell(f"registered {made_definition}")
     return Prepared(image=reference, definition=made_definition)

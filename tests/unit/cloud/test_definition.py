@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from aiocluster.cloud.definition import Definition, register
+from aiocluster.cloud.definition import Definition, register, stem_of
 from aiocluster.errors import LaunchError
 
 STACKS: dict[str, Any] = {
@@ -107,6 +107,11 @@ async def test_one_revision_may_be_meant() -> None:
     assert account.registered[0]["containerProperties"]["jobRoleArn"] == "arn:older"
     with pytest.raises(LaunchError, match="no job definition stack:9"):
         await register(account, Definition(name="mine", image="new", like="stack:9"))
+
+
+@pytest.mark.parametrize("given", ["stack", "stack:3", "arn:aws:batch:us-east-1:1:job-definition/stack:3"])
+def test_a_revision_or_an_arn_is_not_part_of_a_name(given: str) -> None:
+    assert stem_of(given) == "stack"
 
 
 @pytest.mark.parametrize(("told", "asked"), [({"team": "lab"}, {"team": "lab"}), ({}, None)])
