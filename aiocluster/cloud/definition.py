@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aiocluster.errors import LaunchError
-from aiocluster.launch.aws import Api
+from aiocluster.launch.aws import Api, items
 
 __all__ = ["Definition", "latest_definition", "register", "stem_of"]
 
@@ -52,8 +52,8 @@ async def latest_definition(api: Api, name: str) -> Mapping[str, Any] | None:
     asked: dict[str, Any] = (
         {"jobDefinitions": [name]} if name.startswith("arn:") else {"jobDefinitionName": stem, "status": "ACTIVE"}
     )
-    found = (await api.call("batch", "describe_job_definitions", **asked)).get("jobDefinitions", ())
-    fitting = [one for one in found if revision in ("", str(one.get("revision")))]
+    found = items(api, "batch", "describe_job_definitions", "jobDefinitions", **asked)
+    fitting = [one async for one in found if revision in ("", str(one.get("revision")))]
     return max(fitting, key=lambda one: int(one.get("revision", 0)), default=None)
 
 
