@@ -97,7 +97,7 @@ async def submit(asked: Asked, *, wait: bool, follow: bool, results: str | None,
         if results is not None and submitted.results:
             from aiocluster.cli.results import download_results
 
-            count = await download_results(submitted.results, results)
+            count = await download_results(submitted.results, results, api)
             typer.echo(f"{count} results are in {results}", err=True)
         elif results is not None:
             typer.echo(

@@ -15,6 +15,7 @@ from aiocluster.cli.running import run
 from aiocluster.terminal import is_terminal
 
 if TYPE_CHECKING:
+    from aiocluster.launch.aws import Api
     from aiocluster.results import Entry, Progress
 
 __all__ = ["download_results", "results"]
@@ -78,12 +79,12 @@ async def _results(job: str, folder: str | None, region: str | None, *, as_json:
     return 0
 
 
-async def download_results(place: str, folder: str) -> int:
+async def download_results(place: str, folder: str, api: Api) -> int:
     """The results are files in the folder, with progress on stderr; how many."""
     import aiocluster
 
     with download_progress() as progress:
-        return len(await aiocluster.results.download(folder, place=place, progress=progress))
+        return len(await aiocluster.results.download(folder, place=place, progress=progress, api=api))
 
 
 @contextmanager
