@@ -34,6 +34,9 @@ settings.register_profile("dev", deadline=None, print_blob=True)
 settings.register_profile("ci", deadline=None, print_blob=True, derandomize=True, database=None)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
+# Tests send it to processes that they start. Where these tests run in the background of a shell it is ignored, and would be there.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ADOPT_ORPHANS = 36
 """PR_SET_CHILD_SUBREAPER of linux/prctl.h."""
