@@ -34,7 +34,7 @@ settings.register_profile("dev", deadline=None, print_blob=True)
 settings.register_profile("ci", deadline=None, print_blob=True, derandomize=True, database=None)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
-# Tests send it to processes that they start. Where these tests run in the background of a shell it is ignored, and would be there.
+# Tests interrupt programs that they start. Those would ignore it, as these tests do where a shell runs them in the background.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
