@@ -347,8 +347,11 @@ class Constructors:
             try:
                 await owner.open()
                 await owner.launching.launch(launcher, n, timeout=timeout, resources=resources or {})
-            except BaseException:
-                await asyncio.shield(owner.close())
+            except BaseException as error:
+                try:
+                    await asyncio.shield(owner.close())
+                except Exception as left:  # why it was not opened matters more
+                    error.add_note(f"and something may be left of it: {_said(left)}; `aiocluster ls` tells")
                 raise
             context.opened(cluster)
             return cluster
@@ -395,3 +398,10 @@ class Constructors:
         told: dict[str, Any] = {name: environ[key] for name, key in _VARIABLES[launcher].items() if environ.get(key)}
         told.update((name, [part.strip() for part in told[name].split(",")]) for name in _LISTS if name in told)
         return remote[launcher](n, output=output, settings=settings, **told)
+
+
+def _said(error: Exception) -> str:
+    """An error, or those of a group, in one line."""
+    if isinstance(error, ExceptionGroup):
+        return "; ".join(_said(one) for one in error.exceptions)
+    return str(error) or type(error).__name__

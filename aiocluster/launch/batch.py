@@ -240,7 +240,7 @@ class Batch(Launcher):
         if node is None:
             return
         told_to_end = node.stopping
-        if state.attempt > node.attempt and not state.ended:
+        if state.attempt > node.attempt and not state.ended and not told_to_end:
             self._next_attempt(node, state.attempt, state)
         node.state = state
         if state.ended:

@@ -18,6 +18,8 @@ __all__ = ["Fleet", "Node", "Submission", "attempted"]
 
 logger = logging.getLogger("aiocluster")
 
+LISTED_AFTER_S = (1.0, 2.0)
+"""When to look again for jobs that may have been submitted: they are listed a second or two after that."""
 AT_ONCE = 8
 """Requests to terminate jobs that are under way at the same time."""
 
@@ -172,7 +174,7 @@ class Fleet:
             if not submission.task.cancelled():
                 submission.task.exception()  # whoever started it has been told
             if submission.id is None and submission.unsure.maybe_done:
-                found = await batch_jobs.find_jobs(self._api, submission.queue, submission.name)
+                found = await self._find(submission)
                 if found:
                     self._submitted(submission, found[0])
             submission.settled = True
@@ -183,8 +185,18 @@ class Fleet:
         await asyncio.gather(*[attempted(self._end_doubles_of(submission, failed), failed) for submission in unsure])
 
     async def _end_doubles_of(self, submission: Submission, failed: list[LaunchError]) -> None:
-        found = await batch_jobs.find_jobs(self._api, submission.queue, submission.name)
+        found = await self._find(submission)
         await asyncio.gather(*[attempted(self._terminate(id), failed) for id in found])
+
+    async def _find(self, submission: Submission) -> list[str]:
+        """The jobs of a submission whose answer was lost; where none is known yet, they may not be listed yet either."""
+        for wait_s in (0.0, *LISTED_AFTER_S):
+            if wait_s:
+                await self._pause(wait_s)
+            found = await batch_jobs.find_jobs(self._api, submission.queue, submission.name)
+            if found or submission.id is not None:
+                return found
+        return []
 
     async def end(self, nodes: Sequence[Node], wait_s: float) -> None:
         """Terminate the jobs of these nodes, and wait so long to see it. Nobody may want them any more.

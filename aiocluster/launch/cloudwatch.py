@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from aiocluster.launch.aws import Api, AwsError
+from aiocluster.launch.aws import Api, AwsError, Fault
 
 __all__ = ["last_lines", "lines_of_ended"]
 
@@ -34,6 +34,8 @@ async def last_lines(api: Api, group: str, stream: str) -> tuple[str, ...]:
         )
         return tuple(str(event["message"]).rstrip("\n") for event in answer.get("events", ()))
     except AwsError as error:
+        if error.fault is Fault.DENIED:  # told in the place of the lines, where whoever misses them looks
+            return (f"(the log cannot be read: {error.reason})",)
         logger.debug("no log lines of %s: %s", stream, error.reason)
     except Exception:
         logger.exception("the log lines of %s cannot be had, for a reason that is not known", stream)

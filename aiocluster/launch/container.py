@@ -38,7 +38,7 @@ class Container:
     def __init__(self, node: str, name: str, config: Mapping[str, Any], request: LaunchRequest) -> None:
         self.node = node
         self.name = name
-        self.lines = LastLines(self._said)
+        self.lines = LastLines(self._said, request.token.reveal().hex())
         self.stopping = False
         self.begun = asyncio.Event()
         """The engine has answered whether it was started, or was never asked."""

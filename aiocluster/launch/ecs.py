@@ -259,7 +259,7 @@ class ECS(Launcher):
             node.stopping = True
         failed: list[LaunchError] = []
         try:
-            await fleet.settle(list(fleet.calls.values()))
+            await fleet.settle_all()
             # They have no link by which they could have been told. What fails here is tried once more below.
             await attempted(fleet.end([node for node in fleet.nodes.values() if not node.begun], 0.0), [])
             running = [node for node in fleet.nodes.values() if node.begun]

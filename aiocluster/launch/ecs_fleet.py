@@ -91,6 +91,8 @@ class Fleet:
         """By key, until all of their nodes have been forgotten."""
         self.nodes: dict[str, Node] = {}
         self.by_task: dict[str, Node] = {}
+        self._requests: set[asyncio.Task[None]] = set()
+        """RunTasks that are under way."""
         self._keys: set[str] = set()
         """Of all calls that there were."""
         self._api = api
@@ -115,6 +117,8 @@ class Fleet:
         Cancelling leaves the request to be heard to its end: `stop` waits for that.
         """
         call.task = asyncio.create_task(self._run(call), name=f"aiocluster ecs: start {call.nodes[0].name} …")
+        self._requests.add(call.task)
+        call.task.add_done_callback(self._requests.discard)
         await asyncio.shield(call.task)
 
     async def _run(self, call: Call) -> None:
@@ -179,7 +183,13 @@ class Fleet:
 
     async def settle(self, calls: Iterable[Call]) -> None:
         """AWS has answered, or is not listened to any more, where nobody wants any node of a call."""
-        pending = [call.task for call in calls if call.task is not None and call.free() is None]
+        await self._heard([call.task for call in calls if call.task is not None and call.free() is None])
+
+    async def settle_all(self) -> None:
+        """As `settle`, where nobody wants any node: also of calls whose nodes have joined and gone before AWS has answered."""
+        await self._heard(list(self._requests))
+
+    async def _heard(self, pending: list[asyncio.Task[None]]) -> None:
         if not pending:
             return
         _, late = await asyncio.wait(pending, timeout=SETTLE_S)

@@ -17,10 +17,12 @@ class LastLines:
 
     Args:
         seen: called with every line.
+        secret: what no line shows, whatever the node prints: its environment, for one.
     """
 
-    def __init__(self, seen: Callable[[str], None]) -> None:
+    def __init__(self, seen: Callable[[str], None], secret: str = "") -> None:
         self._seen = seen
+        self._secret = secret
         self._lines: deque[str] = deque(maxlen=LAST_LINES)
         self._rests: dict[int, bytes] = {}
         """By stream, what has no end yet: shorter than the longest line."""
@@ -49,5 +51,7 @@ class LastLines:
 
     def _keep(self, line: bytes) -> None:
         text = line.decode(errors="replace").rstrip("\r")
+        if self._secret:
+            text = text.replace(self._secret, "***")
         self._lines.append(text)
         self._seen(text)

@@ -31,7 +31,7 @@ class _AgentProcess:
 
     def __init__(self, name: str, environment: Mapping[str, str], exited: _Exited) -> None:
         self.name = name
-        self.lines = LastLines(self._said)
+        self.lines = LastLines(self._said, environment["AIOCLUSTER_TOKEN"])
         self.stopping = False
         self._exited = exited
         self._loop = asyncio.get_running_loop()

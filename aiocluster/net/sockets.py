@@ -53,15 +53,28 @@ def remove_all_left_sockets(folder: str, now: float) -> None:
         folder: where managers make theirs.
         now: the time of day; what is younger than a minute may be about to listen, and stays.
     """
+    bound = _bound_paths()
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
-            if not entry.name.startswith(FOLDER_PREFIX):
-                continue
             path = f"{entry.path}/{SOCKET_NAME}"
+            if not entry.name.startswith(FOLDER_PREFIX) or path in bound:
+                continue
             with contextlib.suppress(OSError, ValueError):
                 about = os.lstat(path)
                 if stat.S_ISSOCK(about.st_mode) and about.st_uid == os.getuid() and now - about.st_mtime > 60.0:
                     remove_left_socket(UnixAddress(path))
+
+
+def _bound_paths() -> frozenset[str]:
+    """Where somebody has a Unix socket. Who is not seen here may be there all the same: in another network namespace, for one.
+
+    Source: /proc/net/unix in proc_net(5). To be connected to, only to be looked at, is a stranger's visit for its owner.
+    """
+    try:
+        with open("/proc/net/unix", encoding="utf-8", errors="surrogateescape") as table:
+            return frozenset(fields[7] for line in table if len(fields := line.rstrip("\n").split(maxsplit=7)) == 8)
+    except OSError:
+        return frozenset()
 
 
 def tune(sock: socket.socket) -> None:

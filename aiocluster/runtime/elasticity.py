@@ -105,6 +105,7 @@ class Elasticity:
         for node in list(reversed(roster.nodes.values())):
             if node.state is NodeState.EXPECTED and node.wanted <= fewer:
                 fewer -= node.wanted
+                self._launching.dismiss(node.name)
                 manager.core.lose_node(node.name, "it is not needed any more", manager.loop.time())
         places = manager.core.dispatch.places
 

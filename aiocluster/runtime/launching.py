@@ -62,6 +62,8 @@ class _Started:
     launch: _Launch
     seen: _Seen | None = None
     stopping: bool = False
+    unwanted: bool = False
+    """Nobody needs it any more, or another in its place."""
 
 
 class Launching:
@@ -141,14 +143,13 @@ class Launching:
                 ) from error
             await self._wait(launch)
         except BaseException as error:
-            if isinstance(error, LaunchError):
-                await self._look(launch)
+            unknown = await self._look(launch) if isinstance(error, LaunchError) else ""
             reports = self._reports(launch.nodes)
             await asyncio.shield(self._manager.spawn(self._abandon(launch), f"releasing what {launcher.name} has started"))
             if isinstance(error, Exception):
                 self._refuse_when_closed(error)
             if isinstance(error, LaunchError) and not error.nodes:
-                raise LaunchError(error.reason, reports) from error.__cause__
+                raise LaunchError(error.reason + unknown, reports) from error.__cause__
             raise
         finally:
             launch.waiting = False
@@ -241,15 +242,19 @@ class Launching:
         told = [f"{one.name} {one.state} for {one.for_s:.0f} s" + (f" ({one.reason})" if one.reason else "") for one in late[:5]]
         return "; ".join(told) + (f"; and {len(late) - 5} more" if len(late) > 5 else "")
 
-    async def _look(self, launch: _Launch) -> None:
+    async def _look(self, launch: _Launch) -> str:
+        """The latest states of its nodes are known; if not, why, for the error that tells of them."""
         try:
             async with asyncio.timeout(LOOK_S):
                 await launch.launcher.look([node.name for node in launch.nodes])
-        except Exception as error:  # the launch has failed already: its own reason is what counts
-            logger.warning("what became of the nodes of a failed launch could not be found out: %s", error)
+        except TimeoutError:
+            return f"; what became of its nodes could not be found out within {LOOK_S:g} s"
+        except Exception as error:
+            return f"; what became of its nodes could not be found out: {error or type(error).__name__}"
+        return ""
 
     def _reports(self, nodes: Sequence[Node]) -> list[NodeReport]:
-        now = self._manager.loop.time()
+        now, secret = self._manager.loop.time(), self._manager.token.reveal().hex()
         reports = []
         for node in nodes:
             state, since, reason = node.state.value, node.since, node.reason
@@ -260,7 +265,8 @@ class Launching:
                 if started.seen is not None and node.host == "":  # it never joined: what its infrastructure says tells more
                     state, since = started.seen.state, started.seen.since
                     reason = reason or started.seen.reason
-            reports.append(NodeReport(node.name, state, now - since, reason, tuple(lines)))
+            told = tuple(line.replace(secret, "***") for line in lines)  # a program may print its environment
+            reports.append(NodeReport(node.name, state, now - since, reason, told))
         return reports
 
     async def _abandon(self, launch: _Launch) -> None:
@@ -327,6 +333,11 @@ class Launching:
         """The nodes that it has started and that nobody has released, the latest last."""
         return [name for name, started in self._started.items() if started.launcher is launcher]
 
+    def dismiss(self, name: str) -> None:
+        """The node is not needed any more, nor is any that its infrastructure would start in its place."""
+        if name in self._started:
+            self._started[name].unwanted = True
+
     def release(self, name: str, reason: str) -> None:
         """The node is not needed any more, or lost: what its launcher has of it is ended."""
         started = self._started.get(name)
@@ -337,7 +348,8 @@ class Launching:
 
     async def _stop(self, name: str, started: _Started) -> None:
         node = self._manager.core.roster.nodes.get(name)
-        await started.launcher.stop(name, lost=node is None or node.leaving or node.state is NodeState.GONE)
+        lost = node is None or node.leaving or node.state is NodeState.GONE
+        await started.launcher.stop(name, lost=lost and not started.unwanted)
         self._forget(started.launch)
 
     def _forget(self, launch: _Launch) -> None:

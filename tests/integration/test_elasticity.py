@@ -270,12 +270,15 @@ class Nowhere(Launcher):
     def __init__(self) -> None:
         self.started: list[str] = []
         self.stopped: list[str] = []
+        self.lost: list[str] = []
 
     async def start(self, request: LaunchRequest) -> None:
         self.started += request.nodes
 
     async def stop(self, node: str, *, lost: bool = False) -> None:
         self.stopped.append(node)
+        if lost:
+            self.lost.append(node)
 
     async def close(self, grace_s: float) -> None:
         pass
@@ -323,6 +326,7 @@ async def test_scaling_down_gives_up_nodes_that_have_not_joined(cluster: Cluster
     with pytest.raises(LaunchError, match="not needed any more"):
         await adding
     assert set(nowhere.stopped) == set(nowhere.started)
+    assert nowhere.lost == [], "nor is any that would come in their place"
     assert set(cluster.workers) == {1, 2}
 
 

@@ -303,3 +303,41 @@ async def test_launches_side_by_side_share_a_listener() -> None:
         assert len(cluster._owner._listeners) == 1
         outcomes = await asyncio.gather(*adding, return_exceptions=True)
         assert all(isinstance(outcome, LaunchError) for outcome in outcomes)
+
+
+# --- what is left, and what is secret ------------------------------------------------------------------------------------
+
+
+class Sticky(Launcher):
+    """Its nodes never join, print their environment, and cannot be ended."""
+
+    name = "sticky"
+
+    def __init__(self) -> None:
+        self.token = ""
+
+    async def start(self, request: LaunchRequest) -> None:
+        self.token = request.token.reveal().hex()
+
+    async def look(self, nodes: Sequence[str]) -> None:
+        raise LaunchError("access denied")
+
+    def last_lines(self, node: str) -> Sequence[str]:
+        return (f"AIOCLUSTER_TOKEN={self.token}",)
+
+    async def stop(self, node: str, *, lost: bool = False) -> None:
+        raise LaunchError("the door is stuck")
+
+    async def close(self, grace_s: float) -> None:
+        raise LaunchError("the door is stuck")
+
+
+async def test_what_cannot_be_released_hides_no_reason_and_no_line_the_token() -> None:
+    launcher = Sticky()
+    error = await fails(Cluster.start(launcher, 1, timeout=0.1, output="quiet"))
+    assert "only 0 of at least 1 workers joined" in error.reason
+    assert error.reason.endswith("; what became of its nodes could not be found out: access denied")
+    assert error.nodes[0].last_lines == ("AIOCLUSTER_TOKEN=***",)
+    assert launcher.token not in str(error)
+    (note,) = error.__notes__
+    assert "something may be left of it: the door is stuck" in note

@@ -47,6 +47,8 @@ class FakeAws:
         self.hold: asyncio.Event | None = None
         """SubmitJob is answered when it is set."""
         self.closed = 0
+        self.lag = 0
+        """So many lists to come know of no job yet."""
         self._changed = asyncio.Event()
         self._numbers = itertools.count(1)
 
@@ -122,6 +124,9 @@ class FakeAws:
         return {"jobs": [self.jobs[id] for id in jobs if id in self.jobs]}
 
     def _list_jobs(self, **asked: Any) -> dict[str, Any]:
+        if self.lag:
+            self.lag -= 1
+            return {"jobSummaryList": []}
         parents = [job for id, job in self.jobs.items() if ":" not in id]
         if "filters" in asked:
             (one,) = asked["filters"]

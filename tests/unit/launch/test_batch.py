@@ -433,6 +433,7 @@ async def test_a_node_whose_lines_cannot_be_had_is_told_all_the_same() -> None:
         aws.become("job-1", "SUCCEEDED", container={"exitCode": 0, "logStreamName": "stream"})
         await told.until(lambda: told.of("exited"))
         assert told.of("exited") == [("batch-1", "its job is SUCCEEDED: exit code 0")]
+        assert launcher.last_lines("batch-1") == ("(the log cannot be read: access denied)",)
 
 
 async def test_a_node_whose_lines_make_no_sense_is_told_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
@@ -504,6 +505,36 @@ async def test_another_attempt_is_another_node_in_the_place_of_the_first() -> No
         aws.become("job-1:0", "FAILED", attempts=[RECLAIMED, RECLAIMED], statusReason="enough")
         await told.until(lambda: len(told.of("exited")) == 2)
         assert told.of("exited")[1] == ("batch-1.2", "its job has FAILED: enough")
+
+
+async def test_another_attempt_of_a_node_that_is_being_ended_is_no_node() -> None:
+    async with opened(retry=2) as (aws, launcher, told):
+        await launcher.start(told.request("batch-1"))
+        aws.become("job-1", "RUNNING")
+        await told.until(lambda: ("batch-1", "RUNNING", "") in told.of("observed"))
+        node = launcher._fleet.nodes["batch-1"]
+        node.submission.kept.discard(node)  # as while the request that ends it is under way
+        aws.become("job-1", "RUNNABLE", attempts=[RECLAIMED])
+        asked = aws.count("describe_jobs")
+        await aws.until(lambda: aws.count("describe_jobs") > asked + 2)
+        assert told.of("expect") == []
+
+
+@pytest.mark.parametrize("lag", [1, 2])
+async def test_a_job_that_is_not_listed_yet_when_its_lost_start_is_cancelled_is_ended(lag: int) -> None:
+    async with opened() as (aws, launcher, told):
+        aws.hold = asyncio.Event()
+        aws.lag = lag
+        aws.fail("submit_job", LOST, done=True)
+        starting = asyncio.ensure_future(launcher.start(told.request(*nodes(3))))
+        await aws.until(lambda: aws.live())
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+        aws.hold.set()
+        await launcher.close(0.0)
+        assert aws.live() == []
+        aws.closed = 0  # it is closed once more at the end
 
 
 async def test_a_later_attempt_that_dials_first_is_adopted_in_the_place_of_the_one_before() -> None:

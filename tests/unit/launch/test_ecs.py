@@ -730,6 +730,23 @@ async def test_a_request_that_is_never_answered_is_given_up_and_its_tasks_are_fo
             await starting
 
 
+async def test_a_request_whose_nodes_came_and_went_before_its_answer_does_not_outlive_the_close(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ecs_fleet, "SETTLE_S", 0.01)
+    async with opened() as (ecs, launcher, told):
+        starting = await starting_of(launcher, told, ecs, *nodes(2))
+        (asked,) = ecs.arguments("run_task")
+        assert {launcher.adopt(as_called(asked, task)) for task in ("task1", "task2")} == {"ecs-1", "ecs-2"}
+        starting.cancel()
+        await asyncio.gather(*[launcher.stop(node) for node in nodes(2)])
+        await launcher.close(0.0)
+        assert [task.get_name() for task in asyncio.all_tasks() if task.get_name().startswith("aiocluster ecs")] == []
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+        ecs.closed = 0  # it is closed once more at the end
+
+
 async def test_nodes_that_are_stopped_before_the_answer_get_no_task() -> None:
     async with opened() as (ecs, launcher, told):
         starting = await starting_of(launcher, told, ecs, *nodes(2))

@@ -62,6 +62,13 @@ def test_a_line_without_end_comes_in_pieces_and_is_kept_no_longer_than_one(size:
     assert max(map(len, seen)) == MAX_LINE_BYTES
 
 
+def test_what_is_secret_is_in_no_line() -> None:
+    seen: list[str] = []
+    lines = LastLines(seen.append, "feed" * 8)
+    lines.feed(b"AIOCLUSTER_TOKEN=" + b"feed" * 8 + b"\n")
+    assert seen == list(lines.tail()) == ["AIOCLUSTER_TOKEN=***"]
+
+
 def test_streams_do_not_mix() -> None:
     seen: list[str] = []
     lines = LastLines(seen.append)

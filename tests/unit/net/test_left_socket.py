@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 import time
 from pathlib import Path
 
@@ -71,10 +72,14 @@ def test_what_killed_managers_left_is_removed_and_nothing_else(tmp_path: Path) -
     (file / SOCKET_NAME).write_text("no socket")
     folder("aiocluster-empty")
     living = folder("aiocluster-living")
-    with listen(living / SOCKET_NAME):
+    with listen(living / SOCKET_NAME) as listening:
+        listening.setblocking(False)
         remove_all_left_sockets(str(tmp_path), time.time())
         assert left.exists(), "it may be about to listen"
         remove_all_left_sockets(str(tmp_path), time.time() + 61.0)
+        if sys.platform == "linux":
+            with pytest.raises(BlockingIOError):  # whoever listens is not visited for that
+                listening.accept()
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "aiocluster-empty",
         "aiocluster-file",
