@@ -14,7 +14,7 @@ from aiocluster.cli.running import run
 from aiocluster.terminal import is_terminal
 
 if TYPE_CHECKING:
-    from aiocluster.cloud.image import Folder, Script
+    from aiocluster.cloud.context import Folder, Script
     from aiocluster.cloud.registry import Progress
 
 __all__ = ["app", "push_progress"]
@@ -27,7 +27,7 @@ Base = Annotated[
     typer.Option(
         "--base",
         metavar="IMAGE",
-        help="What a script's image is made on. Where it has aiocluster, that is used. Default: python:3.x-slim of this Python.",
+        help="What a script's image is made on; it has pip. Default: python:3.x-slim of this Python.",
         show_default=False,
     ),
 ]
@@ -36,10 +36,6 @@ Requirements = Annotated[
     typer.Option(
         "--requirements", metavar="FILE", help="For pip. Default: requirements.txt beside the script, if any.", show_default=False
     ),
-]
-Wheel = Annotated[
-    str | None,
-    typer.Option("--wheel", metavar="FILE", help="Of aiocluster, in place of its release.", show_default=False),
 ]
 Registry = Annotated[
     str | None,
@@ -69,21 +65,20 @@ def build(
     ] = None,
     base: Base = None,
     requirements: Requirements = None,
-    wheel: Wheel = None,
     as_json: AsJson = False,
 ) -> None:
     """Build an image on the Docker engine.
 
-    With SCRIPT, a Dockerfile is made for it: the base, aiocluster, the
+    With SCRIPT, a Dockerfile is made for it: the base, this aiocluster, the
     requirements, the script, and a user without rights. Without, the
     project's own Dockerfile is built; its .dockerignore counts.
     """
-    from aiocluster.cloud.image import Folder
+    from aiocluster.cloud.context import Folder
     from aiocluster.cloud.submission import name_of
 
     what: Script | Folder
     if script is not None:
-        what = script_of(script, base, requirements, wheel)
+        what = script_of(script, base, requirements)
         name = tag or f"aiocluster-{name_of(script).lower()}:latest"
     else:
         given = {}
@@ -97,11 +92,11 @@ def build(
     run("image build", _build(what, name, as_json=as_json), interrupted=EARLIER)
 
 
-def script_of(script: str, base: str | None, requirements: str | None, wheel: str | None) -> Script:
-    from aiocluster.cloud.image import Script
+def script_of(script: str, base: str | None, requirements: str | None) -> Script:
+    from aiocluster.cloud.context import Script
 
     more = {} if base is None else {"base": base}
-    return Script(path=script, requirements=requirements, wheel=wheel, **more)
+    return Script(path=script, requirements=requirements, **more)
 
 
 async def _build(what: Script | Folder, tag: str, *, as_json: bool) -> int:

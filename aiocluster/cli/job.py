@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from aiocluster.cli.definition import register
-from aiocluster.cli.image import Base, Registry, Requirements, Wheel
+from aiocluster.cli.image import Base, Registry, Requirements
 from aiocluster.cli.results import results
 from aiocluster.cli.running import run
 
@@ -87,7 +87,6 @@ def submit(
     ] = False,
     base: Base = None,
     requirements: Requirements = None,
-    wheel: Wheel = None,
     registry: Registry = None,
     wait: Annotated[
         bool, typer.Option("--wait/--detach", help="Wait for its end, and exit with its code; or do not, the default.")
@@ -134,7 +133,6 @@ def submit(
         register=register_it,
         base=base,
         requirements=requirements,
-        wheel=wheel,
         registry=registry,
     )
     if asked.push != asked.register:

@@ -22,7 +22,7 @@ from rich.tree import Tree
 from aiocluster.cli.image import push_progress, script_of
 from aiocluster.cli.times import lasted
 from aiocluster.cloud import jobs, submission
-from aiocluster.cloud.image import path_in_image
+from aiocluster.cloud.context import path_in_image
 from aiocluster.cloud.jobs import Job
 from aiocluster.cloud.logs import Line, Readers, of_jobs
 from aiocluster.cloud.preparing import prepare
@@ -59,7 +59,6 @@ class Asked:
     register: bool
     base: str | None
     requirements: str | None
-    wheel: str | None
     registry: str | None
 
 
@@ -142,7 +141,7 @@ async def _prepared(api: Api, asked: Asked) -> str:
     with push_progress() as progress:
         made = await prepare(
             api,
-            script_of(asked.script, asked.base, asked.requirements, asked.wheel),
+            script_of(asked.script, asked.base, asked.requirements),
             like=stack.job_definition,
             repository=stack.repository,
             build=asked.build,

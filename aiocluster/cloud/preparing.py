@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from aiocluster.cloud import definition, image, registry
-from aiocluster.cloud.image import Built, Script, opened_engine
+from aiocluster.cloud.context import Script
+from aiocluster.cloud.image import Built, opened_engine
 from aiocluster.cloud.submission import name_of
 from aiocluster.launch.aws import Api
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import NamedTuple
 
 import pytest
 
+import aiocluster
 from tests.online.emulators import Emulator
 from tests.online.engine import Engine
 from tests.online.ground import Batch, Ecs
@@ -107,6 +109,36 @@ async def test_jobs_may_write_to_their_folder_on_a_base_that_has_none(docker: En
     built = await command("image", "build", "write.py", "--base", f"{name}:base", "--tag", f"{name}:1", folder=tmp_path)
     assert built.code == 0, built.err
     assert docker.docker("run", "--rm", f"{name}:1", "python", "write.py") == "done\n"
+
+
+def make_a_stranger(folder: Path) -> None:
+    """A wheel of another project with the same name."""
+    source = folder / "source"
+    (source / "aiocluster").mkdir(parents=True)
+    (source / "aiocluster" / "__init__.py").write_text("raise SystemExit('a stranger')\n")
+    (source / "pyproject.toml").write_text("[project]\nname = 'aiocluster'\nversion = '1.1.0'\n")
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--wheel-dir", str(folder), str(source)]
+    subprocess.run(pip, check=True, timeout=SOON_S)
+
+
+@pytest.mark.parametrize("instead", ["nothing", "another's"])
+@pytest.mark.online("docker")
+async def test_an_image_has_the_aiocluster_that_makes_it_whatever_its_base_has(
+    docker: Engine, name: str, tmp_path: Path, instead: str
+) -> None:
+    lines = [f"FROM {docker.image}", "USER root", "RUN python -m pip uninstall --yes aiocluster"]
+    if instead == "another's":
+        await asyncio.to_thread(make_a_stranger, tmp_path)
+        lines += ["COPY aiocluster-1.1.0-py3-none-any.whl /tmp/", "RUN python -m pip install --no-index /tmp/*.whl"]
+    (tmp_path / "Dockerfile").write_text("".join(f"{line}\n" for line in lines))
+    (tmp_path / "script.py").write_text("import aiocluster\nprint(aiocluster.__version__)\n")
+    base = await command("image", "build", "--tag", f"{name}:base", folder=tmp_path)
+    assert base.code == 0, base.err
+    built = await command("image", "build", "script.py", "--base", f"{name}:base", "--tag", f"{name}:1", folder=tmp_path)
+    assert built.code == 0, built.err
+    ran = docker.docker("run", "--rm", f"{name}:1", "python", "script.py")
+    assert ran == f"{aiocluster.__version__}\n"
+    assert "stack deploy" in docker.docker("run", "--rm", f"{name}:1", "aiocluster", "stack", "deploy", "--help")
 
 
 @pytest.mark.online("docker")

@@ -70,7 +70,8 @@ async def test_one_line_leads_from_a_script_to_its_results(batch: Batch, made: s
     figures = pickle.loads((tmp_path / "results" / "pi.pickle").read_bytes())
     assert figures["samples"] == 20
 
-    (job,) = json.loads((await command("job", "list", "--json")).out)
+    listed = json.loads((await command("job", "list", "--json")).out)
+    (job,) = (job for job in listed if job["id"] in ran.err)
     assert job["status"] == "SUCCEEDED"
     seen = json.loads((await command("job", "status", job["id"], "--json")).out)
     (array,) = seen["children"]

@@ -5,15 +5,21 @@ from __future__ import annotations
 import base64
 import io
 import os
+import subprocess
+import sys
 import tarfile
+import zipfile
 from collections.abc import AsyncIterator, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import IO, Any, cast
 
 import pytest
 
 from aiocluster._version import __version__
-from aiocluster.cloud.image import Folder, Script, build, opened_engine, path_in_image
+from aiocluster.cloud.context import Folder, Script, path_in_image
+from aiocluster.cloud.image import build, opened_engine
+from aiocluster.cloud.own_wheel import PACKAGE, own_wheel
 from aiocluster.cloud.registry import push
 from aiocluster.errors import LaunchError
 from aiocluster.launch.aws import AwsError, Fault
@@ -90,7 +96,7 @@ async def test_a_scripts_image_has_the_script_its_requirements_and_a_user_withou
     assert (builder.files["script"], builder.files["requirements.txt"]) == (b"print(1)", b"numpy\n")
     dockerfile = builder.files["Dockerfile"].decode()
     assert 'COPY ["script", "/work/tools/run.py"]' in dockerfile
-    assert f"import aiocluster' || python -m pip install --no-cache-dir aiocluster=={__version__}" in dockerfile
+    assert f"RUN python -m pip install --no-cache-dir /tmp/aiocluster-{__version__}-py3-none-any.whl" in dockerfile
     assert "RUN mkdir --parents /work && chown aiocluster /work\n" in dockerfile
     assert dockerfile.rstrip().splitlines()[-2:] == ["USER aiocluster", 'CMD ["aiocluster", "agent"]']
     assert lines == ["Step 1/2 : ARG BASE"]
@@ -107,15 +113,39 @@ async def test_the_same_script_gives_the_same_bytes(project: Path) -> None:
     assert one.owners == {(0, "", 0)}
 
 
-async def test_a_wheel_takes_the_place_of_a_release(project: Path) -> None:
+async def test_aiocluster_comes_from_here_and_by_its_name_from_nowhere(project: Path) -> None:
     (project / "run.py").touch()
-    (project / "aiocluster-9-py3-none-any.whl").write_bytes(b"wheel")
     builder = Builder()
-    await build(as_engine(builder), Script(path="run.py", wheel="aiocluster-9-py3-none-any.whl"), "a:1")
-    dockerfile = builder.files["Dockerfile"].decode()
-    assert "pip install --no-cache-dir /tmp/aiocluster-9-py3-none-any.whl" in dockerfile
-    assert "aiocluster==" not in dockerfile
-    assert "requirements" not in dockerfile
+    await build(as_engine(builder), Script(path="run.py"), "a:1")
+    wheel = own_wheel()
+    assert builder.files[wheel.name] == wheel.content
+    installing = [line for line in builder.files["Dockerfile"].decode().splitlines() if "install" in line]
+    pip = "python -m pip install --no-cache-dir"
+    assert installing == [f"RUN {pip} /tmp/{wheel.name} && {pip} --no-deps --force-reinstall /tmp/{wheel.name}"]
+
+
+def test_the_own_wheel_installs_the_code_that_runs_here(tmp_path: Path) -> None:
+    wheel = own_wheel()
+    (tmp_path / wheel.name).write_bytes(wheel.content)
+    installed = tmp_path / "in"
+    pip = [sys.executable, "-m", "pip", "install", "--no-index", "--no-deps", "--no-compile", "--target", str(installed)]
+    subprocess.run([*pip, str(tmp_path / wheel.name)], check=True, capture_output=True, timeout=60)
+    assert (installed / "aiocluster" / "cloud" / "templates" / "batch.yml").is_file()
+    for path in PACKAGE.rglob("*.py"):
+        assert (installed / "aiocluster" / path.relative_to(PACKAGE)).read_bytes() == path.read_bytes()
+    (there,) = metadata.distributions(path=[str(installed)])
+    here = metadata.distribution("aiocluster")
+    assert (there.version, there.requires) == (here.version, here.requires)
+    assert there.read_text("METADATA") == here.read_text("METADATA")
+    assert [point.name for point in there.entry_points] == ["aiocluster"]
+    with zipfile.ZipFile(tmp_path / wheel.name) as packed:
+        names = packed.namelist()
+    assert not [name for name in names if "__pycache__" in name or name.endswith("direct_url.json")]
+
+
+def test_what_is_not_installed_goes_into_no_image() -> None:
+    with pytest.raises(LaunchError, match="is not installed"):
+        own_wheel("a-distribution-that-nobody-has")
 
 
 @pytest.mark.parametrize(
@@ -123,7 +153,6 @@ async def test_a_wheel_takes_the_place_of_a_release(project: Path) -> None:
     [
         (Script(path="none.py"), "there is no script none.py"),
         (Script(path="run.py", requirements="none.txt"), "there is no file none.txt"),
-        (Script(path="run.py", wheel="none.whl"), "there is no wheel none.whl"),
         (Folder(dockerfile="None"), "there is no None"),
     ],
 )
@@ -159,12 +188,6 @@ async def test_a_step_that_fails_is_told_with_its_last_lines(project: Path) -> N
     assert "fine" not in str(caught.value)
 
 
-async def test_an_unreleased_version_comes_from_elsewhere(project: Path) -> None:
-    (project / "run.py").touch()
-    with pytest.raises(LaunchError, match=r"--base.*--wheel"):
-        await build(as_engine(Builder(EngineError(500, "aiocluster==9 not found"))), Script(path="run.py"), "a:1")
-
-
 async def test_no_engine_is_told_with_what_to_try() -> None:
     with pytest.raises(LaunchError, match="cannot reach a Docker engine at unix:///nowhere"):
         async with opened_engine("unix:///nowhere.sock"):
@@ -185,6 +208,38 @@ async def test_a_folder_goes_without_what_is_ignored(project: Path) -> None:
     assert set(builder.files) == {"Dockerfile", ".dockerignore", "keep.py", "deep/data/x", "data/small.txt"}
     assert builder.arguments == {"A": "1"}
     assert built.id == "sha256:of-a:1"
+
+
+@pytest.mark.parametrize(
+    ("ignore", "stays"),
+    [
+        ("./secrets", "notes"),
+        ("secrets/", "notes"),
+        ("/secrets", "notes"),
+        ("a/../secrets", "notes"),
+        ("  secrets  ", "notes"),
+        ("\ufeffsecrets", "notes"),
+        ("secrets/*", "notes"),
+        ("**/key", "notes"),
+        ("!secrets/key\nsecrets", "notes"),
+        ("s*\n! secrets/other", "notes"),
+        ("key", "both"),
+        ("# secrets", "both"),
+        (".", "both"),
+        ("", "both"),
+        ("*", "none"),
+    ],
+)
+async def test_lists_of_what_is_ignored_mean_what_docker_says(project: Path, ignore: str, stays: str) -> None:
+    (project / "secrets").mkdir()
+    (project / "secrets" / "key").touch()
+    (project / "notes").touch()
+    (project / "Dockerfile").touch()
+    (project / ".dockerignore").write_text(f"{ignore}\n")
+    builder = Builder()
+    await build(as_engine(builder), Folder(), "a:1")
+    expected = {"both": {"secrets/key", "notes"}, "notes": {"notes"}, "none": set[str]()}[stays]
+    assert set(builder.files) - {"Dockerfile", ".dockerignore"} == expected
 
 
 async def test_another_dockerfile_with_its_own_list(project: Path) -> None:
