@@ -6,13 +6,16 @@
     async def test_my_launcher_conforms(check):
         await check(Ground(launcher=MyLauncher, broken=broken_launcher, broken_says="no", left=still_there))
 
-Each check opens clusters of its own, raises `AssertionError` where the launcher fails, and closes what it has opened.
+Each check opens clusters of its own, raises `AssertionError` where the launcher fails, and closes what it has opened. They are
+functions of this module: a launcher whose infrastructure starts all nodes at once and ends no single one, as that of
+`BatchNodes`, is tested with all but those that do.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Collection
@@ -121,13 +124,46 @@ async def stopping_a_node_ends_it_and_no_other(ground: Ground) -> None:
     await _nothing_left(ground, cluster.id)
 
 
+async def a_lost_node_is_ended_too(ground: Ground) -> None:
+    """One that was not told to end, and is taken for dead, does not go on."""
+    launcher = ground.launcher()
+    async with _opened(ground, Cluster.start(launcher, 1, timeout=ground.patience_s, output="quiet")) as cluster:
+        await cluster.add(launcher, 1, timeout=ground.patience_s)
+        async with asyncio.timeout(ground.patience_s):
+            await launcher.stop(cluster.workers[1].node, lost=True)
+        there = await ground.left(cluster.id)
+        assert len(there) == 1, f"one of two nodes was lost, and there are {', '.join(there) or 'none'}"
+        assert await cluster.workers[2].submit(_double, 4) == 8
+    await _nothing_left(ground, cluster.id)
+
+
+async def a_node_that_ends_by_itself_is_told(ground: Ground) -> None:
+    """Its agent has joined, and leaves: the cluster hears of it and goes on with the others."""
+    launcher = ground.launcher()
+    together = 1 if launcher.workers_per_node is None else 2
+    async with _opened(ground, Cluster.start(launcher, together, timeout=ground.patience_s, output="quiet")) as cluster:
+        if together == 1:
+            await cluster.add(launcher, 1, timeout=ground.patience_s)
+        agent = cluster._owner.manager.core.roster.nodes[cluster.workers[1].node].pid
+        await cluster.workers[1].submit(os.kill, agent, signal.SIGTERM)
+        async with asyncio.timeout(ground.patience_s):
+            while 1 in cluster.workers:  # noqa: ASYNC110  # the same
+                await asyncio.sleep(POLL_S)
+            while len(await ground.left(cluster.id)) > 1:  # noqa: ASYNC110  # an infrastructure is asked: it does not tell
+                await asyncio.sleep(POLL_S)
+        assert await cluster.workers[2].submit(_double, 6) == 12
+    await _nothing_left(ground, cluster.id)
+
+
 async def stopping_what_is_unknown_is_no_matter(ground: Ground) -> None:
     """Neither before anything was started nor afterwards."""
     launcher = ground.launcher()
     await launcher.stop("nobody-1")
+    await launcher.look(["nobody-1"])
     async with _opened(ground, Cluster.start(launcher, 1, timeout=ground.patience_s, output="quiet")) as cluster:
         await launcher.stop("nobody-1")
         await launcher.stop("nobody-1", lost=True)
+        await launcher.look(["nobody-1"])
         assert not launcher.last_lines("nobody-1"), "an unknown node has last lines"
         assert await cluster.submit(_double, 5) == 10
     await _nothing_left(ground, cluster.id)
@@ -220,6 +256,8 @@ launcher_conformance: tuple[Check, ...] = (
     no_workers_need_no_nodes,
     a_node_that_cannot_join_fails_the_launch_at_once,
     stopping_a_node_ends_it_and_no_other,
+    a_lost_node_is_ended_too,
+    a_node_that_ends_by_itself_is_told,
     stopping_what_is_unknown_is_no_matter,
     closing_ends_all_and_can_be_done_again,
     a_start_that_is_cancelled_leaves_nothing,

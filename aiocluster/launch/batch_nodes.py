@@ -32,6 +32,8 @@ TIMEOUT_S = 5 * 60.0
 class BatchNodes(Launcher):
     """The other nodes of this multi-node parallel job, which run `aiocluster agent`. It is the first launcher of its cluster.
 
+    They join once: those that were not asked for then have ended. Variables for them come from the job definition.
+
     Args:
         workers_per_node: how many workers share a node.
         region: for asking AWS what became of nodes; default: as for the AWS SDKs.
@@ -111,7 +113,9 @@ class BatchNodes(Launcher):
         others = indexes(job)
         possible = sum(request.workers[node] for node in request.nodes[: len(others)])
         if self._request is not None:
-            raise LaunchError("all other nodes of the multi-node job are in the cluster already: it cannot have more of them")
+            raise LaunchError(
+                "the nodes of a multi-node job join once, all together, and have been asked for already: it has no more of them"
+            )
         if possible < request.minimum:
             raise LaunchError(f"{request.minimum} workers are needed, and the job has only {len(others)} other nodes: {possible}")
         self._request = request

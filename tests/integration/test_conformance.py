@@ -52,6 +52,14 @@ class Deaf(Local):
         return
 
 
+class Hopeful(Local):
+    """Thinks that lost nodes may come back."""
+
+    async def stop(self, node: str, *, lost: bool = False) -> None:
+        if not lost:
+            await super().stop(node)
+
+
 class Mute(Local):
     """Tells nothing of what its nodes have written."""
 
@@ -94,6 +102,7 @@ CHECKS = {check.__name__: check for check in launcher_conformance}
     ("launcher", "check", "error"),
     [
         (Deaf, "stopping_a_node_ends_it_and_no_other", "one of two nodes was stopped"),
+        (Hopeful, "a_lost_node_is_ended_too", "one of two nodes was lost, and there are process"),
         (Mute, "a_node_that_cannot_join_fails_the_launch_at_once", "no last lines are told"),
         (Forgetful, "variables_reach_workers_and_the_token_does_not", "what was given as env is not there"),
         (Babbling, "variables_reach_workers_and_the_token_does_not", "SOMETHING_ELSE"),

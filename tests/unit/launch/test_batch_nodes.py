@@ -184,7 +184,7 @@ async def test_more_workers_than_the_job_has_nodes_are_refused_or_told_of() -> N
         await launcher.start(heard.request(*five, minimum=5))
     await launcher.start(heard.request(*five, minimum=2))
     assert heard.exited == dict.fromkeys(five[3:], "the job has only 3 other nodes")
-    with pytest.raises(LaunchError, match="in the cluster already"):
+    with pytest.raises(LaunchError, match="join once, all together"):
         await launcher.start(heard.request("node-6"))
     await launcher.close(0.0)
 
