@@ -217,7 +217,19 @@ _UNKNOWN_KEY = frozenset(
         "UnrecognizedClientException",
     )
 )  # fmt: skip
-_DENIED = frozenset(("AccessDenied", "AccessDeniedException", "AuthorizationError", "UnauthorizedOperation"))
+_DENIED = frozenset(("403", "AccessDenied", "AccessDeniedException", "AuthorizationError", "UnauthorizedOperation"))
+_PREFIXES = {"resourcegroupstaggingapi": "tag"}
+_ACTIONS = {
+    ("s3", "CompleteMultipartUpload"): "s3:PutObject",
+    ("s3", "CreateMultipartUpload"): "s3:PutObject",
+    ("s3", "DeleteObjects"): "s3:DeleteObject",
+    ("s3", "HeadBucket"): "s3:ListBucket",
+    ("s3", "HeadObject"): "s3:GetObject",
+    ("s3", "ListObjectVersions"): "s3:ListBucketVersions",
+    ("s3", "ListObjectsV2"): "s3:ListBucket",
+    ("s3", "UploadPart"): "s3:PutObject",
+}
+"""What policies call them, where that is not their own name. Source: "Service Authorization Reference"."""
 _ACTION = re.compile(r"not authorized to perform:? ?(?P<action>[a-z0-9-]+:[A-Za-z0-9]+)")
 _CREDENTIALS_HINT = "set AWS_PROFILE or AWS_ACCESS_KEY_ID, log in, or give the job a job role"
 
@@ -230,7 +242,8 @@ def translate(error: Exception, service: str, operation: str) -> AwsError:
     from botocore import exceptions as sdk
     from botocore.parsers import ResponseParserError
 
-    action = f"{service}:{''.join(word.capitalize() for word in operation.split('_'))}"
+    name = "".join(word.capitalize() for word in operation.split("_"))
+    action = _ACTIONS.get((service, name)) or f"{_PREFIXES.get(service, service)}:{name}"
     if isinstance(error, sdk.ClientError):
         return _refused(error, action)
     if isinstance(error, sdk.NoRegionError):

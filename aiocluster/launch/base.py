@@ -119,10 +119,12 @@ def agent_environment(request: LaunchRequest, node: str) -> dict[str, str]:
 
 
 def checked_env(env: Mapping[str, str] | None) -> dict[str, str]:
-    """A copy of variables for workers. Raises `TypeError` if they are not strings."""
+    """A copy of variables for workers. Raises `TypeError` if they are not strings, `ValueError` if a name can be none."""
     for name, value in (env or {}).items():
         if not isinstance(name, str) or not isinstance(value, str):
             raise TypeError(f"env must have strings, not {name!r}: {value!r}")
+        if not name or "=" in name or "\0" in name + value:
+            raise ValueError(f"env cannot have a variable {name!r}: names are not empty and have no '=', and nothing has a NUL")
     return dict(env or {})
 
 

@@ -153,11 +153,24 @@ class Batch(Launcher):
         for submission, nodes in submissions:  # recorded before anything is asked of AWS
             self._fleet.record(submission, nodes)
         try:
-            for submission, _nodes in submissions:
-                await self._fleet.submit(submission)
+            await self._submit(request, submissions)
         finally:
             for submission, _nodes in submissions:
                 submission.unsure.abandoned = True
+
+    async def _submit(self, request: LaunchRequest, submissions: Sequence[tuple[Submission, Sequence[str]]]) -> None:
+        """Submit one after the other. What fails when there are as many workers as are needed is told, and the rest goes on."""
+        submitted = 0
+        for submission, nodes in submissions:
+            try:
+                await self._fleet.submit(submission)
+            except AwsError as error:
+                if submitted < request.minimum:
+                    raise
+                for node in nodes:
+                    request.exited(node, f"its job could not be submitted: {error.reason}")
+            else:
+                submitted += sum(request.workers[node] for node in nodes)
 
     async def _where(self) -> tuple[str, str]:
         """The queue and the definition of the jobs."""
@@ -198,7 +211,7 @@ class Batch(Launcher):
         if possible < request.minimum:
             raise LaunchError(
                 f"{request.minimum} workers are needed, and only {possible} can ever run: {limit}; "
-                "raise maxvCpus of its compute environments, or ask for fewer"
+                + (room.trouble or "raise maxvCpus of its compute environments, or ask for fewer")
             )
         if fit < len(request.nodes):
             logger.warning("only %d of %d workers can run at once: %s", possible, sum(request.workers.values()), limit)

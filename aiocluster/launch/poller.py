@@ -142,6 +142,8 @@ class Poller(Generic[S]):
         self._news = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._trouble = ""
+        self._asking = asyncio.Lock()
+        """One request at a time: no older answer is taken for the newer one."""
 
     def watch(self, ids: Iterable[str]) -> None:
         """Tell what becomes of these. The first call starts the poller's task, which ends with `close`."""
@@ -218,7 +220,8 @@ class Poller(Generic[S]):
         return trouble != before
 
     async def _request(self, ids: Sequence[str]) -> bool:
-        changes = self._pace.seen(ids, await self._ask(ids))
+        async with self._asking:
+            changes = self._pace.seen(ids, await self._ask(ids))
         failed: Exception | None = None
         for id, state in changes.items():
             try:

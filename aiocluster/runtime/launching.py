@@ -26,7 +26,9 @@ MANY = 100
 PAUSE_S = 1e-5
 """For each node of a launch, between two looks at who has joined."""
 LOOK_S = 10.0
-"""For a launcher to find out why a launch has failed: a few requests to an API."""
+"""For a launcher to find out what its nodes are doing, and why: a few requests to an API."""
+SHOWN = 5
+"""Nodes in one such word."""
 
 
 class _Seen(NamedTuple):
@@ -143,7 +145,7 @@ class Launching:
                 ) from error
             await self._wait(launch)
         except BaseException as error:
-            unknown = await self._look(launch) if isinstance(error, LaunchError) else ""
+            unknown = await self._look(launch, launch.nodes) if isinstance(error, LaunchError) else ""
             reports = self._reports(launch.nodes)
             await asyncio.shield(self._manager.spawn(self._abandon(launch), f"releasing what {launcher.name} has started"))
             if isinstance(error, Exception):
@@ -227,7 +229,7 @@ class Launching:
                 return
             if loop.time() >= report_at:
                 report_at += REPORT_EVERY_S
-                logger.info("%d of %d workers have joined; %s", joined, maximum, self._late(nodes))
+                self._manager.spawn(self._tell_progress(launch, joined), "telling how a launch goes on")
             try:
                 async with asyncio.timeout_at(min(launch.deadline, report_at)):
                     await self._changed()
@@ -236,17 +238,24 @@ class Launching:
             except TimeoutError:
                 pass
 
-    def _late(self, nodes: Sequence[Node]) -> str:
-        """What those are doing that have not joined, in few words."""
-        late = self._reports([node for node in nodes if node.state is NodeState.EXPECTED])
-        told = [f"{one.name} {one.state} for {one.for_s:.0f} s" + (f" ({one.reason})" if one.reason else "") for one in late[:5]]
-        return "; ".join(told) + (f"; and {len(late) - 5} more" if len(late) > 5 else "")
+    async def _tell_progress(self, launch: _Launch, joined: int) -> None:
+        """Log what those are doing that have not joined, in few words, and why, as far as a look at them tells."""
+        late = [node for node in launch.nodes if node.state is NodeState.EXPECTED]
+        unknown = await self._look(launch, late[:SHOWN])
+        if not launch.waiting:
+            return  # it is over, and its end is told
+        told = [
+            f"; {one.name} {one.state} for {one.for_s:.0f} s" + (f" ({one.reason})" if one.reason else "")
+            for one in self._reports(late[:SHOWN])
+        ]
+        more = f"; and {len(late) - SHOWN} more" if len(late) > SHOWN else ""
+        logger.info("%d of %d workers have joined%s%s%s", joined, launch.maximum, "".join(told), more, unknown)
 
-    async def _look(self, launch: _Launch) -> str:
-        """The latest states of its nodes are known; if not, why, for the error that tells of them."""
+    async def _look(self, launch: _Launch, nodes: Sequence[Node]) -> str:
+        """The latest states of these nodes are known; if not, why, for the text that tells of them."""
         try:
             async with asyncio.timeout(LOOK_S):
-                await launch.launcher.look([node.name for node in launch.nodes])
+                await launch.launcher.look([node.name for node in nodes])
         except TimeoutError:
             return f"; what became of its nodes could not be found out within {LOOK_S:g} s"
         except Exception as error:

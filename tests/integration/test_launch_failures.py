@@ -129,6 +129,44 @@ async def test_a_minimum_that_can_still_be_reached_is_waited_for(tmp_path: Path)
         assert "no room for me" in event.text
 
 
+async def test_while_a_launch_waits_the_log_says_what_its_nodes_wait_for(
+    single: Cluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Stuck(Launcher):
+        name = "stuck"
+        looked = asyncio.Event()
+
+        async def start(self, request: LaunchRequest) -> None:
+            self.request = request
+            for node in request.nodes:
+                request.observed(node, "RUNNABLE", "")
+
+        async def look(self, nodes: Sequence[str]) -> None:
+            for node in nodes:
+                self.request.observed(node, "RUNNABLE", "no instance has taken it")
+            self.looked.set()
+
+        async def stop(self, node: str, *, lost: bool = False) -> None:
+            return
+
+        async def close(self, grace_s: float) -> None:
+            return
+
+    monkeypatch.setattr("aiocluster.runtime.launching.REPORT_EVERY_S", 0.01)
+    caplog.set_level("INFO", "aiocluster")
+    launcher = Stuck()
+    adding = asyncio.ensure_future(single.add(launcher, 7, timeout=NEVER_S))
+    async with asyncio.timeout(SAFETY_S):
+        await launcher.looked.wait()
+        while not any("workers have joined" in message for message in caplog.messages):  # noqa: ASYNC110
+            await asyncio.sleep(0)
+    adding.cancel()
+    await asyncio.wait([adding])
+    (first, *_) = [message for message in caplog.messages if "workers have joined" in message]
+    assert first.startswith("0 of 7 workers have joined; stuck-1 RUNNABLE for 0 s (no instance has taken it); stuck-2")
+    assert first.endswith("; and 2 more")
+
+
 async def test_a_crashed_worker_whose_replacements_cannot_start_is_given_up(tmp_path: Path) -> None:
     switch = tmp_path / "broken"
     source = WORKERS_DIE.replace(' == "aiocluster loop":', f' == "aiocluster loop" and os.path.exists({str(switch)!r}):')

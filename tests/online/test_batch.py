@@ -132,9 +132,10 @@ async def test_jobs_are_told_only_where_the_token_is(batch: Batch, store: Any) -
         assert variables["AIOCLUSTER_TOKEN_FROM"].startswith(f"{store}:")
     with batch.client(store) as client:
         if store == "ssm":
-            assert not client.describe_parameters()["Parameters"]
+            names = [one["Name"] for one in client.describe_parameters()["Parameters"]]
         else:
-            assert not client.list_secrets()["SecretList"]
+            names = [one["Name"] for one in client.list_secrets()["SecretList"]]
+    assert not [name for name in names if cluster.id in name]
 
 
 # --- what cannot be ----------------------------------------------------------------------------------------------------------
@@ -228,14 +229,15 @@ async def test_a_job_that_is_tried_again_comes_back_as_another_node(batch: Batch
 
 
 async def test_what_a_dead_manager_has_left_is_found_and_ended(batch: Batch) -> None:
-    marks = {"aiocluster:cluster": "c-dead", "aiocluster:manager": "batch:gone", "aiocluster:created": "2024-01-01T00:00:00Z"}
+    dead = f"c-{uuid.uuid4().hex[:12]}"
+    marks = {"aiocluster:cluster": dead, "aiocluster:manager": "batch:gone", "aiocluster:created": "2024-01-01T00:00:00Z"}
     with batch.client("batch") as client:
         asked = {"jobQueue": batch.queue, "jobDefinition": batch.definition, "containerOverrides": {"command": WAIT}}
         id = client.submit_job(jobName=new_name(), tags=marks, arrayProperties={"size": 2}, **asked)["jobId"]
-    (found,) = [one for one in await leftovers() if one.cluster == "c-dead"]
+    (found,) = [one for one in await leftovers() if one.cluster == dead]
     assert (found.id, found.kind, found.alive) == (id, "batch job", None)
     await end(found)
-    await nothing_left(batch, "c-dead")
+    await nothing_left(batch, dead)
 
 
 # --- an API that fails -------------------------------------------------------------------------------------------------------

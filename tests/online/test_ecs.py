@@ -358,17 +358,18 @@ def kill(ecs: Ecs, engine: Engine, task: str) -> None:
 
 
 async def test_what_a_dead_manager_has_left_is_found_and_ended(ecs: Ecs) -> None:
+    dead = f"c-{uuid.uuid4().hex[:12]}"
     marks = {
-        "aiocluster:cluster": "c-dead",
+        "aiocluster:cluster": dead,
         "aiocluster:manager": "process:gone:1:1",
         "aiocluster:created": "2024-01-01T00:00:00Z",
     }
     tags = [{"key": key, "value": value} for key, value in marks.items()]
     id = await asyncio.to_thread(run_task, ecs, WAIT, tags=tags)
-    (found,) = [one for one in await leftovers() if one.cluster == "c-dead"]
+    (found,) = [one for one in await leftovers() if one.cluster == dead]
     assert (found.name, found.kind) == (id, "ecs task")
     await end(found)
-    await nothing_left(ecs, "c-dead")
+    await nothing_left(ecs, dead)
 
 
 async def test_reap_ends_what_a_manager_that_was_a_task_has_left_and_spares_what_others_have(ecs: Ecs) -> None:

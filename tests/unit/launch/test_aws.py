@@ -78,6 +78,22 @@ def test_errors_say_what_to_try(error: Exception, fault: Fault, text: str) -> No
         raise told
 
 
+@pytest.mark.parametrize(
+    ("service", "operation", "code", "action"),
+    [
+        ("resourcegroupstaggingapi", "get_resources", "AccessDeniedException", "tag:GetResources"),
+        ("s3", "list_objects_v2", "AccessDenied", "s3:ListBucket"),
+        ("s3", "head_object", "403", "s3:GetObject"),
+        ("s3", "upload_part", "AccessDenied", "s3:PutObject"),
+        ("logs", "get_log_events", "AccessDeniedException", "logs:GetLogEvents"),
+    ],
+)
+def test_the_action_that_is_missing_is_named_as_policies_name_it(service: str, operation: str, code: str, action: str) -> None:
+    told = translate(client_error(code, "Forbidden"), service, operation)
+    assert told.fault is Fault.DENIED
+    assert f"needs {action} in its policy" in told.reason
+
+
 @pytest.mark.parametrize("fault", list(Fault))
 def test_only_what_may_have_reached_aws_may_have_been_done(fault: Fault) -> None:
     error = AwsError("", fault)

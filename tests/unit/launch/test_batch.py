@@ -111,6 +111,27 @@ async def test_more_than_ten_thousand_nodes_are_several_jobs() -> None:
         assert first["jobName"] != second["jobName"]
 
 
+@pytest.mark.parametrize("minimum", [10_000, 10_001])
+async def test_of_several_jobs_one_that_cannot_be_submitted_leaves_the_others_if_they_are_enough(minimum: int) -> None:
+    async with opened(vcpus=0.25) as (aws, launcher, told):
+        aws.environments[0]["computeResources"]["maxvCpus"] = 9000
+        submit = aws.call
+
+        async def refuse_the_plain_one(service: str, operation: str, **arguments: Any) -> dict[str, Any]:
+            if operation == "submit_job" and "arrayProperties" not in arguments:
+                raise REFUSED
+            return await submit(service, operation, **arguments)
+
+        aws.call = refuse_the_plain_one  # type: ignore[method-assign]
+        request = told.request(*nodes(10_001), minimum=minimum)
+        if minimum == 10_001:
+            with pytest.raises(LaunchError, match="makes no sense"):
+                await launcher.start(request)
+        else:
+            await launcher.start(request)
+            assert told.of("exited") == [("batch-10001", "its job could not be submitted: what it was asked makes no sense")]
+
+
 async def test_overrides_that_aws_would_refuse_are_an_error_that_names_the_largest() -> None:
     async with opened(env={"SMALL": "x", "LARGE": "x" * 9000}) as (aws, launcher, told):
         with pytest.raises(LaunchError, match=r"AWS Batch allows 8192; the largest variables: LARGE \(9000 bytes\)"):
@@ -132,6 +153,9 @@ async def test_overrides_that_aws_would_refuse_are_an_error_that_names_the_large
         ({"command": "aiocluster agent"}, "command must be a list"),
         ({"env": {"AWS_BATCH_X": "1"}}, "reserved by AWS"),
         ({"secret_store": "vault"}, "secret_store must be one of"),
+        ({"env": {"A=B": "1"}}, "'A=B'"),
+        ({"env": {"": "1"}}, "env cannot have a variable ''"),
+        ({"env": {"A": "\0"}}, "NUL"),
         ({"network": "ten"}, "network must be a CIDR"),
     ],
 )
@@ -195,6 +219,17 @@ async def test_more_nodes_than_the_queue_can_ever_run_are_refused_before_anythin
         with pytest.raises(LaunchError, match="5 workers are needed, and only 4 can ever run: queue workers has 16 vCPUs"):
             await launcher.start(told.request(*nodes(5)))
         assert aws.count("submit_job") == 0
+
+
+async def test_a_queue_without_room_says_what_is_wrong_with_it() -> None:
+    async with opened(vcpus=4) as (aws, launcher, told):
+        for environment in aws.environments:
+            environment["state"] = "DISABLED"
+        with pytest.raises(
+            LaunchError, match="compute environment one is DISABLED; compute environment two is DISABLED"
+        ) as caught:
+            await launcher.start(told.request(*nodes(1)))
+        assert "maxvCpus" not in str(caught.value)
 
 
 async def test_a_maximum_that_does_not_fit_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:

@@ -233,6 +233,33 @@ async def test_a_look_asks_at_once_and_raises_what_went_wrong() -> None:
     await watching.close()
 
 
+async def test_an_answer_is_never_told_after_a_later_one() -> None:
+    answers: list[asyncio.Future[dict[str, str]]] = []
+    told: list[tuple[str, str]] = []
+    asked = asyncio.Event()
+
+    async def ask(_ids: Sequence[str]) -> Mapping[str, str]:
+        answers.append(asyncio.get_running_loop().create_future())
+        asked.set()
+        return await answers[-1]
+
+    figures = Figures(quick_s=0.001, slow_s=3600.0, growth=1e9)
+    watching: Poller[str] = Poller(ask, lambda job, state: told.append((job, state)), name="jobs", figures=figures)
+    watching.watch(["a"])
+    async with asyncio.timeout(SAFETY_S):
+        await asked.wait()
+        looking = asyncio.create_task(watching.look(["a"]))
+        await asyncio.sleep(0)
+        asked.clear()
+        assert len(answers) == 1, "the round's request is still under way"
+        answers[0].set_result({"a": "STARTING"})
+        await asked.wait()
+        answers[1].set_result({"a": "RUNNING"})
+        await looking
+    assert told == [("a", "STARTING"), ("a", "RUNNING")]
+    await watching.close()
+
+
 async def test_what_comes_later_wakes_it() -> None:
     """It slept for ever, with nothing to watch."""
     asked = Asked()
