@@ -358,7 +358,10 @@ class Launching:
     async def _stop(self, name: str, started: _Started) -> None:
         node = self._manager.core.roster.nodes.get(name)
         lost = node is None or node.leaving or node.state is NodeState.GONE
-        await started.launcher.stop(name, lost=lost and not started.unwanted)
+        try:
+            await started.launcher.stop(name, lost=lost and not started.unwanted)
+        except LaunchError as error:
+            logger.error("node %s could not be ended; closing the cluster tries it again: %s", name, error.reason)
         self._forget(started.launch)
 
     def _forget(self, launch: _Launch) -> None:

@@ -320,6 +320,27 @@ async def test_cancelling_a_launch_under_way_stops_what_it_started() -> None:
         assert cluster.status().wanted == 0
 
 
+async def test_a_node_that_cannot_be_released_is_told_in_one_line_and_ended_by_the_close(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Busy(Local):
+        refused = asyncio.Event()
+
+        async def stop(self, node: str, *, lost: bool = False) -> None:
+            self.refused.set()
+            raise LaunchError("AWS has other things to do")
+
+    launcher = Busy()
+    async with Cluster.start(launcher, 1, output="quiet") as cluster:
+        send(signal.SIGKILL, agent_of(worker_pids(cluster)[0]))
+        async with asyncio.timeout(SAFETY_S):
+            await launcher.refused.wait()
+    (told,) = [record for record in caplog.records if "could not be ended" in record.getMessage()]
+    assert told.getMessage().endswith("closing the cluster tries it again: AWS has other things to do")
+    assert told.exc_info is None
+    await ended(*descendants(os.getpid()))
+
+
 class Stubborn(Refusing):
     """It can neither start nor stop anything."""
 
