@@ -237,6 +237,7 @@ class Constructors:
         n: WorkerCount | None = None,
         *,
         workers_per_node: int = 1,
+        env: Mapping[str, str] | None = None,
         region: str | None = None,
         advertise: str | None = None,
         host: str | None = None,
@@ -254,7 +255,13 @@ class Constructors:
         from aiocluster.launch.batch_nodes import BatchNodes
 
         launcher = BatchNodes(
-            workers_per_node=workers_per_node, region=region, advertise=advertise, host=host, port=port, network=network
+            workers_per_node=workers_per_node,
+            env=env,
+            region=region,
+            advertise=advertise,
+            host=host,
+            port=port,
+            network=network,
         )
         return cls.start(
             launcher,

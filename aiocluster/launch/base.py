@@ -10,6 +10,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
 from aiocluster.config import Settings
@@ -64,6 +65,8 @@ class Launcher(ABC):
     """How long a launch waits for the minimum of workers unless its caller says; None: `Settings.launch_timeout_s`."""
     reach: Reach | None = None
     """How its agents reach the manager by TCP; None: by a Unix socket, because they run on the same machine."""
+    env_at_join: Mapping[str, str] = MappingProxyType({})
+    """Variables for the workers of nodes that nobody can hand any: they are told when they join."""
     agreed: Agreed | None = None
     """For nodes that cannot be handed anything; such a launcher is the first of its cluster, or it is refused."""
 

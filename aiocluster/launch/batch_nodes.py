@@ -14,7 +14,7 @@ from random import random as _random
 from aiocluster.errors import LaunchError
 from aiocluster.launch import batch_jobs, cloudwatch
 from aiocluster.launch.aws import Api, Aws
-from aiocluster.launch.base import Agreed, Launcher, LaunchRequest
+from aiocluster.launch.base import Agreed, Launcher, LaunchRequest, checked_env
 from aiocluster.launch.batch_jobs import JobState
 from aiocluster.launch.multinode import NODE, agreed_in, indexes, manager_port
 from aiocluster.launch.own_job import OwnJob, own_job
@@ -25,6 +25,7 @@ __all__ = ["BatchNodes"]
 
 logger = logging.getLogger("aiocluster")
 
+LARGEST_ENV = 64 * 1024
 TIMEOUT_S = 5 * 60.0
 """Nodes of one job start together, but pull their images one by one."""
 
@@ -32,10 +33,12 @@ TIMEOUT_S = 5 * 60.0
 class BatchNodes(Launcher):
     """The other nodes of this multi-node parallel job, which run `aiocluster agent`. It is the first launcher of its cluster.
 
-    They join once: those that were not asked for then have ended. Variables for them come from the job definition.
+    They join once: those that were not asked for then have ended.
 
     Args:
         workers_per_node: how many workers share a node.
+        env: variables for the workers, 64 KiB at most. Python has started without them on their nodes, which run already: those
+            for itself (`PYTHONPATH`) belong into the job definition.
         region: for asking AWS what became of nodes; default: as for the AWS SDKs.
         advertise: what nodes dial is told to them by AWS; this only says which address of this machine is checked.
         host: where the manager listens; default: at all addresses, as AWS decides which of them the others are told.
@@ -52,6 +55,7 @@ class BatchNodes(Launcher):
         self,
         *,
         workers_per_node: int = 1,
+        env: Mapping[str, str] | None = None,
         region: str | None = None,
         advertise: str | None = None,
         host: str | None = None,
@@ -65,6 +69,10 @@ class BatchNodes(Launcher):
     ) -> None:
         if workers_per_node < 1:
             raise ValueError(f"workers_per_node must be at least 1, not {workers_per_node}")
+        self.env_at_join: Mapping[str, str] = checked_env(env)
+        size = sum(len(f"{name}={value}".encode()) for name, value in self.env_at_join.items())
+        if size > LARGEST_ENV:
+            raise ValueError(f"env takes {size:,} bytes, and {LARGEST_ENV:,} are the most")
         environ = os.environ if environ is None else environ
         self.workers_per_node: int | None = workers_per_node
         listen = "0.0.0.0" if host is None else host  # noqa: S104  # see above; the token is asked for at the gate

@@ -16,6 +16,7 @@ import ctypes
 import faulthandler
 import gc
 import importlib
+import json
 import os
 import pickle
 import select
@@ -331,7 +332,8 @@ def _be_worker(spec: WorkerSpec, descriptors: list[int], server: int, entry: Ent
 
 
 def _take_up_surroundings(spec: WorkerSpec) -> None:
-    """Find modules and files where the manager's program finds them."""
+    """Find modules and files where the manager's program finds them, and the variables that came with the agent's welcome."""
+    os.environ.update(json.loads(spec.settings.get("env", "{}")))
     if spec.cwd is not None:
         try:
             os.chdir(spec.cwd)
@@ -413,7 +415,7 @@ def _pack_spec(spec: WorkerSpec) -> bytes:
     values["settings"] = dict(spec.settings)
     request = pickle.dumps(values, protocol=pickle.HIGHEST_PROTOCOL)
     if len(request) > MAX_REQUEST_BYTES:
-        raise ValueError(f"the spec of worker {spec.worker_id} takes {len(request):,} bytes: sys.path is too long")
+        raise ValueError(f"the spec of worker {spec.worker_id} takes {len(request):,} bytes: sys.path is too long, or env")
     return request
 
 

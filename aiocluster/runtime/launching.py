@@ -338,6 +338,11 @@ class Launching:
 
     # --- nodes that run ------------------------------------------------------------------------------------------------------
 
+    def env_at_join(self, name: str) -> dict[str, str]:
+        """The variables that the node is to be told now."""
+        started = self._started.get(name)
+        return {} if started is None else dict(started.launcher.env_at_join)
+
     def nodes_of(self, launcher: Launcher) -> list[str]:
         """The nodes that it has started and that nobody has released, the latest last."""
         return [name for name, started in self._started.items() if started.launcher is launcher]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import shutil
 import tempfile
@@ -92,6 +93,7 @@ class Owner:
         }
         if hello.role == "agent":
             name = settings["node"] = self.launching.adopt(hello.node)
+            settings["env"] = json.dumps(self.launching.env_at_join(name))
             refusal = core.refuse_node(name)
             if refusal is None:
                 return Accepted(NodePeer(self.manager, name), settings)

@@ -99,13 +99,14 @@ class OnThisMachine(BatchNodes):
             "AWS_BATCH_JOB_NUM_NODES": str(1 + OTHERS),
             "AIOCLUSTER_PORT": str(port),
         }
-        self._members = Members({**told, **(env or {})}, command)  # variables of nodes are those of the job definition
+        self._members = Members(told, command)
         super().__init__(
             api=self._members,
             environ=told,
             host="127.0.0.1",
             advertise="127.0.0.1",
             workers_per_node=workers_per_node,
+            env=env,
             figures=Figures(quick_s=0.05, slow_s=0.2),
         )
 

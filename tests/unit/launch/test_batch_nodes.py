@@ -230,7 +230,13 @@ async def test_a_node_whose_lines_make_no_sense_is_told_all_the_same() -> None:
 
 
 def test_arguments_that_make_no_sense_are_refused() -> None:
-    wrong: Sequence[dict[str, Any]] = ({"workers_per_node": 0}, {"port": -1}, {"network": "x"})
+    wrong: Sequence[dict[str, Any]] = (
+        {"workers_per_node": 0},
+        {"port": -1},
+        {"network": "x"},
+        {"env": {"A": "x" * 65536}},
+        {"env": {"": "x"}},
+    )
     for arguments in wrong:
         with pytest.raises(ValueError):
             BatchNodes(environ=environ(0), **arguments)
