@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from tests.online.engine import Engine
 from tests.online.ground import Batch
+from tests.online.waiting import until
 
 LIVE = ("SUBMITTED", "PENDING", "RUNNABLE", "STARTING", "RUNNING")
 ENDED = ("SUCCEEDED", "FAILED")
+SOON_S = 60.0
 
 
 def jobs_of(batch: Batch, cluster_id: str, statuses: tuple[str, ...] = LIVE) -> list[dict[str, Any]]:
@@ -63,3 +66,25 @@ def output_of(batch: Batch, job_id: str) -> list[str]:
     """What the job has written by now."""
     stream = described(batch, job_id)["container"].get("logStreamName")
     return batch.log_lines("/aws/batch/job", stream) if stream else []
+
+
+def given(batch: Batch, **more: Any) -> dict[str, Any]:
+    return {"queue": batch.queue, "definition": batch.definition, "output": "quiet", **more}
+
+
+async def nothing_left(batch: Batch, cluster_id: str) -> None:
+    await until(lambda: nodes_left(batch, cluster_id), lambda left: left == [], timeout=SOON_S)
+
+
+def container_of(engine: Engine, job_id: str) -> str:
+    (container,) = engine.docker("ps", "--quiet", "--no-trunc", "--filter", f"label=moto.batch.job={job_id}").split()
+    return container
+
+
+def kill(engine: Engine, job_id: str) -> None:
+    engine.docker("kill", "--signal", "KILL", container_of(engine, job_id))
+
+
+def take_away(engine: Engine, job_id: str) -> None:
+    """As if its instance were gone: nothing is left of the container."""
+    engine.docker("rm", "--force", container_of(engine, job_id))

@@ -7,6 +7,7 @@ import os
 import threading
 import uuid
 from datetime import datetime
+from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
 import docker
@@ -22,6 +23,9 @@ LABEL, _, LABEL_VALUE = os.environ.get("MOTO_JOB_LABEL", "moto.batch").partition
 STOP_TIMEOUT_S = int(os.environ.get("ECS_CONTAINER_STOP_TIMEOUT", "30"))
 ROOM_POLL_S = 0.1
 ENDED = ("SUCCEEDED", "FAILED")
+EXITED = "Essential container in task exited"
+HOST_GONE = "Host EC2 (instance i-0123456789abcdef0) terminated."
+"""Of a container that somebody else has removed: nothing is left of it, as where its instance is gone."""
 
 
 class Job(models.Job):  # type: ignore[misc]
@@ -71,9 +75,12 @@ class Job(models.Job):  # type: ignore[misc]
         return []
 
     @property
+    def retry_strategy(self) -> dict[str, Any]:
+        return self.asked.get("retryStrategy") or self.job_definition.retry_strategy or {}
+
+    @property
     def tries(self) -> int:
-        strategy = self.asked.get("retryStrategy") or self.job_definition.retry_strategy or {}
-        return int(strategy.get("attempts", 1))
+        return int(self.retry_strategy.get("attempts", 1))
 
     def finish(self, *, success: bool, reason: str | None = None) -> None:
         if reason and self.job_stopped_reason is None:
@@ -112,7 +119,7 @@ class Job(models.Job):  # type: ignore[misc]
             "dependsOn": self.depends_on or [],
             "parameters": self.parameters,
             "tags": self.backend.list_tags_for_resource(self.arn),
-            "retryStrategy": {"attempts": self.tries, "evaluateOnExit": []},
+            "retryStrategy": {"attempts": self.tries, "evaluateOnExit": self.retry_strategy.get("evaluateOnExit", [])},
             "attempts": self.attempts,
             **({"timeout": self.timeout} if self.timeout else {}),
             **{name: self.asked[name] for name in ("shareIdentifier", "propagateTags") if name in self.asked},
@@ -152,6 +159,7 @@ class ContainerJob(Job):
         self.own_address = own_address
         self.tries_at_most = self.tries if tries is None else tries
         self.container: Any = None
+        self.exit_code: int | None = None
         self.exit_reason: str | None = None
         self.hold = threading.Lock()
         """Held while a container is started, so that one that is told to end is never missed."""
@@ -164,15 +172,27 @@ class ContainerJob(Job):
                 return
             for number in range(1, self.tries_at_most + 1):
                 self.status = "RUNNABLE"
-                if not self.finds_room() or self.attempt(number) or self.told_to_end.is_set():
+                if not self.finds_room() or self.attempt(number) or self.told_to_end.is_set() or not self.goes_on():
                     break
             success = self.exit_code == 0 and not self.told_to_end.is_set()
-            self.finish(success=success, reason=None if success else "Essential container in task exited")
+            self.finish(success=success, reason=None if success else EXITED)
         except Exception as error:  # whatever it is, who asks for the state of the job is to see it
             self.finish(success=False, reason=f"moto_patch: {error!r}")
             raise
         finally:
             self.under_way.set()
+
+    def goes_on(self) -> bool:
+        """True if the retry strategy wants another attempt after one that ended as this one."""
+        told = {
+            "onExitCode": "" if self.exit_code is None else str(self.exit_code),
+            "onReason": self.exit_reason or "",
+            "onStatusReason": self.job_stopped_reason or EXITED,
+        }
+        for rule in self.retry_strategy.get("evaluateOnExit", []):
+            if all(fnmatchcase(text, rule[name]) for name, text in told.items() if name in rule):
+                return bool(rule["action"].upper() == "RETRY")
+        return True
 
     def finds_room(self) -> bool:
         """Waits until the compute environment has room; false if the job was told to end before."""
@@ -247,16 +267,25 @@ class ContainerJob(Job):
                 when, _, text = entry.decode(errors="replace").rstrip("\r\n").partition(" ")
                 moment = unix_time_millis(datetime.fromisoformat(when[:26].rstrip("Z")))
                 self._log_backend.put_log_events(self.log_group, self.log_stream_name, [{"timestamp": moment, "message": text}])
-            self.exit_code = self.container.wait()["StatusCode"]
-            self.container.reload()
-            if self.container.attrs["State"]["OOMKilled"]:
-                self.exit_reason = "OutOfMemoryError: Container killed due to memory usage"
+            self.see_how_it_ended(self.container.wait()["StatusCode"])
+        except docker.errors.NotFound:
+            self.job_stopped_reason = HOST_GONE
         finally:
             if timer:
                 timer.cancel()
             with self.hold:
-                self.container.remove(force=True)
+                with contextlib.suppress(docker.errors.NotFound):
+                    self.container.remove(force=True)
                 self.container = None
+
+    def see_how_it_ended(self, exit_code: int) -> None:
+        self.container.reload()
+        if self.container.status in ("removing", "dead"):
+            self.job_stopped_reason = HOST_GONE
+            return
+        self.exit_code = exit_code
+        if self.container.attrs["State"]["OOMKilled"]:
+            self.exit_reason = "OutOfMemoryError: Container killed due to memory usage"
 
     def timer(self) -> threading.Timer | None:
         seconds = self._get_attempt_duration()

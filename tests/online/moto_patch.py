@@ -7,11 +7,12 @@ since it replaces classes and functions from within. moto as it is runs a contai
 - states that are true: SUBMITTED, RUNNABLE until the compute environment has room (`maxvCpus`, and it is not DISABLED),
   STARTING, RUNNING; parents are PENDING, then SUCCEEDED or FAILED; `statusReason`, `exitCode` and `attempts` tell why;
 - multi-node jobs: a container with an address of its own for each node, overrides by node, the end of the main node is the end;
-- retries, the memory limit, SIGTERM and then SIGKILL at the end, logs while a job runs, the end of a parent's children;
+- retries and what they are for (`evaluateOnExit`), a container whose instance is gone (who removes it stands for that);
+- the memory limit, SIGTERM and then SIGKILL at the end, logs while a job runs, the end of a parent's children;
 - the nodes of a definition, when it is described;
 - the limits of the API: 2 to 10,000 array children, 100 jobs in one question, RUNNING as what is listed by default, pages.
 
-Not there: `evaluateOnExit`, scheduling by shares, priorities, gang scheduling, Fargate, EKS.
+Not there: scheduling by shares, priorities, gang scheduling, Fargate, EKS.
 
 `MOTO_JOB_LABEL` is a label, name=value, that every container gets; `ECS_CONTAINER_STOP_TIMEOUT` is the time between the two
 signals, in s.

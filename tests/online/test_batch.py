@@ -12,7 +12,18 @@ import pytest
 
 from aiocluster import Cluster, LaunchError
 from aiocluster.launch.batch import end, leftovers
-from tests.online.batch_jobs import ENDED, described, jobs_named, nodes_left, output_of
+from tests.online.batch_jobs import (
+    ENDED,
+    SOON_S,
+    container_of,
+    described,
+    given,
+    jobs_named,
+    kill,
+    nodes_left,
+    nothing_left,
+    output_of,
+)
 from tests.online.emulators import Emulator
 from tests.online.engine import Engine
 from tests.online.ground import Batch, named
@@ -20,7 +31,6 @@ from tests.online.waiting import until
 
 pytestmark = pytest.mark.online("batch")
 
-SOON_S = 60.0
 WAIT = ["sh", "-c", "trap 'exit 0' TERM; sleep 600 & wait"]
 """It never joins, and ends when it is told to."""
 MANAGER = """
@@ -46,10 +56,6 @@ def new_name() -> str:
     return f"test-{uuid.uuid4().hex[:8]}"
 
 
-def given(batch: Batch, **more: Any) -> dict[str, Any]:
-    return {"queue": batch.queue, "definition": batch.definition, "output": "quiet", **more}
-
-
 def submit_manager(batch: Batch, n: int, then: str, *, queue: str | None = None) -> str:
     variables = named({"WORKER_JOB_QUEUE": queue}) if queue else []
     overrides = {"command": ["python", "-c", MANAGER, str(n), then], "environment": variables}
@@ -64,10 +70,6 @@ async def told_by(batch: Batch, manager: str) -> dict[str, Any]:
     lines = await until(lambda: output_of(batch, manager), timeout=SOON_S)
     told: dict[str, Any] = json.loads(lines[0])
     return told
-
-
-async def nothing_left(batch: Batch, cluster_id: str) -> None:
-    await until(lambda: nodes_left(batch, cluster_id), lambda left: left == [], timeout=SOON_S)
 
 
 # --- from within and from outside --------------------------------------------------------------------------------------------
@@ -202,30 +204,10 @@ async def test_workers_of_a_manager_that_is_killed_end(batch: Batch, docker_engi
         pytest.skip("containers of a stack are out of reach")
     manager = submit_manager(batch, 2, "stay", queue=batch.queue)
     told = await told_by(batch, manager)
+    containers = [container_of(docker_engine, job) for job in told["jobs"]]
+    assert sorted(told["containers"]) == sorted(containers)
     kill(docker_engine, manager)
     await nothing_left(batch, told["cluster"])
-
-
-def kill(engine: Engine, job_id: str) -> None:
-    (container,) = engine.docker("ps", "--quiet", "--filter", f"label=moto.batch.job={job_id}").split()
-    engine.docker("kill", "--signal", "KILL", container)
-
-
-async def test_a_job_that_is_tried_again_comes_back_as_another_node(batch: Batch, docker_engine: Engine) -> None:
-    if not batch.emulated:
-        pytest.skip("containers of a stack are out of reach")
-    async with Cluster.batch(2, **given(batch, retry=1)) as cluster:
-        (job,) = await asyncio.to_thread(jobs_named, batch, f"aiocluster-{cluster.id}")
-        await asyncio.to_thread(kill, docker_engine, f"{job['jobId']}:0")
-        # The end of the first attempt may be told after the second has joined: its last lines are asked for before.
-        news: set[tuple[str, str]] = set()
-        async for event in cluster.events():
-            news.add((event.kind, event.node))
-            if news >= {("worker_joined", "batch-1.2"), ("node_lost", "batch-1")}:
-                break
-        assert {worker.node for worker in cluster.workers.values()} == {"batch-1.2", "batch-2"}
-        assert len(await cluster.everywhere(os.getpid)) == 2
-    await nothing_left(batch, cluster.id)
 
 
 async def test_what_a_dead_manager_has_left_is_found_and_ended(batch: Batch) -> None:
