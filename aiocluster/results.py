@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import pickle
 import re
@@ -22,8 +23,9 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypeVar, overload
+from typing import Any, BinaryIO, Literal, overload
 
 from aiocluster.cloud.results import VARIABLE
 from aiocluster.cloud.store import PART_BYTES, FolderStore, Missing, S3Store, Source, Store, in_thread
@@ -32,13 +34,16 @@ from aiocluster.launch.aws import Api, Aws
 
 __all__ = ["Entry", "Progress", "default_place", "download", "entries", "load", "names", "save"]
 
-T = TypeVar("T")
+logger = logging.getLogger("aiocluster.results")
 
 PICKLE_PROTOCOL = 5
 DEFAULT = "results"
 LONGEST_NAME = 800
 """Bytes of UTF-8: a key of S3 has at most 1024, with the prefix."""
+LONGEST_PART = 250
+"""Bytes of UTF-8 between slashes: file systems take 255, and the manifest appends ".json"."""
 ENTRIES_AT_ONCE = 16
+_CREATED = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00")
 _S3 = re.compile(r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(?P<prefix>.*))?", re.DOTALL)
 
 Where = str | os.PathLike[str]
@@ -126,7 +131,7 @@ async def load(name: str, to: Where | None = None, *, place: Where | None = None
     async with _store(place, api) as store:
         if to is not None:
             target = Path(to)
-            await _latest(store, name, lambda entry: _write(store, entry, target, None))
+            await _latest(store, name, lambda entry: _write(store, entry, target))
             return target
         entry, content = await _latest(store, name, lambda entry: _read(store, entry))
     if entry.format == "file":
@@ -165,17 +170,28 @@ async def download(
 
     Returns: the entries of what is there now.
 
-    Raises: as `load` does.
+    Raises: as `load` does. One that is damaged, or whose file cannot be written (of "a" and "a/b" one alone can be), does not
+        keep the others from being downloaded before.
 
     Cancelling leaves the files that are whole; another call goes on from there.
     """
     for name in only or ():
         check_name(name)
-    done = []
+    done: list[Entry] = []
+    failed: list[ResultsError] = []
     async with _store(place, api) as store:
-        for name in await _names(store) if only is None else only:
-            target = Path(folder) / name
-            done.append((await _latest(store, name, lambda entry, target=target: _write(store, entry, target, progress)))[0])  # type: ignore[misc]
+        wanted = await _names(store) if only is None else only
+        for name in wanted:
+            try:
+                entry, _ = await _latest(store, name, partial(_write, store, target=Path(folder) / name, progress=progress))
+            except ResultsError as error:
+                failed.append(error)
+            else:
+                done.append(entry)
+    if len(failed) > 1:
+        raise ResultsError(f"{len(failed)} of {len(wanted)} results could not be downloaded:\n" + "\n".join(map(str, failed)))
+    if failed:
+        raise failed[0]
     return done
 
 
@@ -193,6 +209,8 @@ def check_name(name: str) -> None:
         raise ValueError(f"{name!r} is no name of a result: it has characters that file names must not have")
     if len(name.encode()) > LONGEST_NAME:
         raise ValueError(f"{name[:40]!r}… is no name of a result: it has more than {LONGEST_NAME} bytes")
+    if any(len(part.encode()) > LONGEST_PART for part in parts):
+        raise ValueError(f"{name[:40]!r}… is no name of a result: a part of it has more than {LONGEST_PART} bytes")
 
 
 @contextlib.asynccontextmanager
@@ -203,7 +221,7 @@ async def _store(given: Where | None, api: Api | None) -> AsyncIterator[Store]:
         return
     match = _S3.fullmatch(text)
     prefix = (match["prefix"] or "").strip("/") if match else ""
-    if match is None or any(part in ("", ".", "..") for part in prefix.split("/") if prefix):
+    if match is None or not prefix.isprintable() or any(part in ("", ".", "..") for part in prefix.split("/") if prefix):
         raise ValueError(f"{text!r} is neither a folder nor s3://bucket/prefix")
     mine = Aws() if api is None else api
     try:
@@ -222,8 +240,18 @@ def _data_key(name: str, sha256: str) -> str:
 
 
 async def _names(store: Store) -> list[str]:
-    keys = await store.keys("manifest")
-    return sorted(key.removeprefix("manifest/").removesuffix(".json") for key in keys if key.endswith(".json"))
+    """Those that `save` takes: whatever else is there, nobody follows it out of a folder."""
+    found = []
+    for key in await store.keys("manifest"):
+        name = key.removeprefix("manifest/").removesuffix(".json")
+        try:
+            check_name(name)
+        except ValueError as error:
+            logger.warning("left out of %s: %s", store.where, error)
+        else:
+            if key == _entry_key(name):
+                found.append(name)
+    return sorted(found)
 
 
 async def _entries(store: Store, names: Sequence[str]) -> list[Entry]:
@@ -258,7 +286,7 @@ async def _entry(store: Store, name: str) -> Entry:
             and type(entry.size) is int
             and entry.size >= 0
             and entry.format in ("pickle", "file")
-            and isinstance(entry.created, str)
+            and _CREATED.fullmatch(entry.created) is not None
         )
     except (ValueError, TypeError):
         sound = False
@@ -339,7 +367,7 @@ async def _read(store: Store, entry: Entry) -> bytes:
     return b"".join(parts)
 
 
-async def _write(store: Store, entry: Entry, target: Path, progress: Progress | None) -> None:
+async def _write(store: Store, entry: Entry, target: Path, progress: Progress | None = None) -> None:
     if await in_thread(lambda stop: _is(target, entry, stop)):
         return
     incoming = target.with_name(f".aiocluster-{secrets.token_hex(8)}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from aiocluster.errors import LaunchError
 from aiocluster.launch.aws import Api, Aws
@@ -31,7 +33,7 @@ async def where_results_are(given: str, *, region: str | None = None, api: Api |
 
 
 async def results_of(job: str, *, region: str | None = None, api: Api | None = None) -> str:
-    """Where a job of AWS Batch saves its results: what its tag `aiocluster:results` says, else the variable in its environment.
+    """Where a job of AWS Batch saves its results: what the variable in its environment says, else its tag `aiocluster:results`.
 
     Raises:
         LaunchError: there is no such job, or it has neither.
@@ -39,15 +41,16 @@ async def results_of(job: str, *, region: str | None = None, api: Api | None = N
     """
     mine = Aws(region) if api is None else api
     try:
-        found = (await mine.call("batch", "describe_jobs", jobs=[job]))["jobs"]
+        told = await _described(mine, job)
+        main = (told.get("nodeProperties") or {}).get("mainNode")
+        ran = told if main is None else await _described(mine, f"{job}#{main}")
     finally:
         if api is None:
             await mine.close()
-    if not found:
+    if not told:
         raise LaunchError(f"AWS Batch has no job {job} here: is the region right? It forgets jobs a week after their end")
-    tagged = found[0].get("tags", {}).get(TAG)
-    variables = {one["name"]: one.get("value") for one in found[0].get("container", {}).get("environment", ())}
-    place = tagged or variables.get(VARIABLE)
+    variables = {one["name"]: one.get("value") for one in (ran.get("container") or {}).get("environment", ())}
+    place = variables.get(VARIABLE) or (told.get("tags") or {}).get(TAG)
     if not place:
         raise LaunchError(
             f"job {job} does not say where its results are: it has no tag {TAG} and no variable {VARIABLE}, which "
@@ -56,3 +59,9 @@ async def results_of(job: str, *, region: str | None = None, api: Api | None = N
     if "://" not in place:
         raise LaunchError(f"job {job} saved its results to the folder {place} in its own container, which is gone with it")
     return str(place)
+
+
+async def _described(api: Api, id: str) -> Mapping[str, Any]:
+    """The job; empty if there is none."""
+    found: list[Mapping[str, Any]] = (await api.call("batch", "describe_jobs", jobs=[id]))["jobs"]
+    return found[0] if found else {}

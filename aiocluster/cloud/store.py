@@ -1,6 +1,7 @@
 """Where results are kept: a folder, or a prefix in S3. Both hold bytes under keys, and each of them whole or not at all.
 
-What is in memory at a time is bounded, however large the content: `PART_BYTES` for each of `AT_ONCE` parts.
+What is in memory at a time is bounded: `AT_ONCE` parts of `PART_BYTES`, or where S3 has no room for as many of those as it would
+take, beyond 78 GiB, of a `MOST_PARTS`th of the content.
 """
 
 from __future__ import annotations
@@ -178,7 +179,9 @@ class FolderStore:
         try:
             for offset in range(0, size, PART_BYTES):
                 length = min(PART_BYTES, size - offset)
-                yield await in_thread(lambda _stop, length=length, offset=offset: os.pread(descriptor, length, offset))  # type: ignore[misc]
+                with self._read_errors(key):
+                    part = await in_thread(lambda _stop, length=length, offset=offset: os.pread(descriptor, length, offset))  # type: ignore[misc]
+                yield part
         finally:
             os.close(descriptor)
 

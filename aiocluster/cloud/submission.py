@@ -134,7 +134,7 @@ async def submit(
         JOB: MANAGER_JOB,
         SCRIPT: manager.script,
         SUBMITTER: await identity(api),
-        **({RESULTS: results} if results else {}),
+        **({RESULTS: results} if results and _as_tag(results) == results else {}),  # else the variable says it
     }
     container = {
         "command": ["python", manager.script, *manager.arguments],

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,8 @@ async def test_nothing_was_saved_yet(place: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["", "/etc/passwd", "a//b", "../up", "a/../b", ".", "a/", "a/./b", "a\\b", "line\nbreak", "nul\0", "x" * 801, 3]
+    "name",
+    ["", "/etc/passwd", "a//b", "../up", "a/../b", ".", "a/", "a/./b", "a\\b", "line\nbreak", "nul\0", "x" * 801, "é" * 126, 3],
 )
 async def test_names_that_lead_elsewhere_are_refused(place: dict[str, Any], name: Any) -> None:
     for attempt in (results.save(name, 1, **place), results.load(name, **place)):
@@ -150,13 +152,22 @@ async def test_damaged_content_is_told_and_not_unpickled(
         {"sha256": "../../../etc/passwd"},
         {"format": "script"},
         {"created": None},
+        {"created": "2026-01-01T00:00:00+00:00\x1b[2J"},
         {"more": 1},
     ],
 )
 async def test_an_entry_that_lies_is_not_followed(place: dict[str, Any], change: dict[str, Any]) -> None:
     await results.save("n", 1, **place)
     (entry,) = await results.entries(**place)
-    lie = {"name": "n", "key": entry.key, "size": entry.size, "sha256": entry.sha256, "format": "pickle", "created": "", **change}
+    lie = {
+        "name": "n",
+        "key": entry.key,
+        "size": entry.size,
+        "sha256": entry.sha256,
+        "format": "pickle",
+        "created": entry.created,
+        **change,
+    }
     replace_content(place, "manifest/n.json", json.dumps(lie).encode())
     with pytest.raises(ResultsError, match=r"manifest/n.json is no entry of a manifest"):
         await results.load("n", **place)
@@ -182,6 +193,37 @@ async def test_all_are_downloaded_and_those_that_are_there_stay(place: dict[str,
     await results.download(target, progress=lambda *news: told.append(news), **place)
     assert {name for name, _, _ in told} == {"deep/mean"}
     assert [entry.name for entry in await results.download(target, ["large"], **place)] == ["large"]
+
+
+@pytest.mark.parametrize("name", ["../../up", "/{tmp}/up", "a/../../up", "red\x1b[31m", ""])
+async def test_a_name_that_somebody_else_has_put_there_leads_nowhere(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    name = name.format(tmp=tmp_path)
+    api = FakeS3()
+    where: dict[str, Any] = {"place": PREFIX, "api": api}
+    await results.save("n", 1, **where)
+    (entry,) = await results.entries(**where)
+    key = f"data/{entry.sha256[:12]}/{name}"
+    api.objects["bucket", f"runs/one/manifest/{name}.json"] = json.dumps(asdict(entry) | {"name": name, "key": key}).encode()
+    api.objects["bucket", f"runs/one/{key}"] = api.objects["bucket", f"runs/one/{entry.key}"]
+    assert [one.name for one in await results.download(tmp_path / "deep" / "down", **where)] == ["n"]
+    assert await results.names(**where) == ["n"]
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == ["deep", "deep/down", "deep/down/n"]
+    assert "\x1b" not in caplog.text
+    assert f"left out of {PREFIX}: {name!r}" in caplog.text
+
+
+async def test_a_download_goes_on_after_what_cannot_be_had(place: dict[str, Any], tmp_path: Path) -> None:
+    for name in ("model", "model/weights", "z"):
+        await results.save(name, name, **place)
+    with pytest.raises(ResultsError, match=r"down/model/weights cannot be written"):
+        await results.download(tmp_path / "down", **place)
+    assert sorted(os.listdir(tmp_path / "down")) == ["model", "z"]
+    replace_content(place, (await results.entries(**place))[2].key, b"other")
+    (tmp_path / "down" / "z").unlink()
+    with pytest.raises(ResultsError, match=r"(?s)2 of 3 results could not be downloaded:\n.*model/weights.*\n'z' is damaged"):
+        await results.download(tmp_path / "down", **place)
 
 
 async def test_a_download_to_where_no_folder_can_be_says_so(place: dict[str, Any], large: Path) -> None:

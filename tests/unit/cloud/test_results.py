@@ -40,11 +40,27 @@ async def test_a_job_says_where_its_results_are(job: dict[str, Any], id: str) ->
     assert api.asked == [("batch", "describe_jobs", {"jobs": [ID]})]
 
 
+async def test_the_variable_is_exact_where_the_tag_is_not() -> None:
+    job = {"tags": {"aiocluster:results": "s3://b/it_s"}, **in_container("s3://b/it's")}
+    assert await where_results_are(ID, api=Jobs(job)) == "s3://b/it's"
+
+
+async def test_of_a_multi_node_job_the_main_node_says_it() -> None:
+    class Nodes(Jobs):
+        async def call(self, service: str, operation: str, *, patient: bool = True, **arguments: Any) -> dict[str, Any]:
+            self.asked.append(arguments["jobs"])
+            return {"jobs": [{"nodeProperties": {"mainNode": 1}} if arguments["jobs"] == [ID] else in_container("s3://b/run")]}
+
+    api = Nodes(None)
+    assert await where_results_are(ID, api=api) == "s3://b/run"
+    assert api.asked == [[ID], [f"{ID}#1"]]
+
+
 @pytest.mark.parametrize(
     ("job", "text"),
     [
         (None, f"AWS Batch has no job {ID} here: is the region right"),
-        ({}, f"job {ID} does not say where its results are: .*name it instead of the job"),
+        ({"jobId": ID}, f"job {ID} does not say where its results are: .*name it instead of the job"),
         (in_container("out"), "saved its results to the folder out in its own container, which is gone"),
     ],
 )
