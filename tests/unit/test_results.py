@@ -45,6 +45,10 @@ def large(tmp_path: Path) -> Path:
 # --- in both places ----------------------------------------------------------------------------------------------------------
 
 
+def all_below(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
 async def test_an_object_comes_back_equal(place: dict[str, Any]) -> None:
     value = {"mean": 3.14, "samples": [1, 2, 3], "large": LARGE}
     entry = await results.save("run 1/mean", value, **place)
@@ -209,7 +213,7 @@ async def test_a_name_that_somebody_else_has_put_there_leads_nowhere(
     api.objects["bucket", f"runs/one/{key}"] = api.objects["bucket", f"runs/one/{entry.key}"]
     assert [one.name for one in await results.download(tmp_path / "deep" / "down", **where)] == ["n"]
     assert await results.names(**where) == ["n"]
-    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == ["deep", "deep/down", "deep/down/n"]
+    assert all_below(tmp_path) == ["deep", "deep/down", "deep/down/n"]
     assert "\x1b" not in caplog.text
     assert f"left out of {PREFIX}: {name!r}" in caplog.text
 
