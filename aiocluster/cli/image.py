@@ -43,7 +43,7 @@ Registry = Annotated[
         "--registry",
         metavar="HOST[:PORT]",
         envvar=REGISTRY_VARIABLE,
-        help="In place of what ECR says.",
+        help="In place of what ECR says; AWS's credentials go to the account's own alone.",
         show_default=False,
     ),
 ]
@@ -74,12 +74,12 @@ def build(
     project's own Dockerfile is built; its .dockerignore counts.
     """
     from aiocluster.cloud.context import Folder
-    from aiocluster.cloud.submission import name_of
+    from aiocluster.cloud.image import local_tag
 
     what: Script | Folder
     if script is not None:
         what = script_of(script, base, requirements)
-        name = tag or f"aiocluster-{name_of(script).lower()}:latest"
+        name = tag or local_tag(script)
     else:
         given = {}
         for one in arguments or ():

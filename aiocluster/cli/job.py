@@ -137,6 +137,10 @@ def submit(
     )
     if asked.push != asked.register:
         raise typer.BadParameter("--push and --register go together: a definition is made for the image that was pushed")
+    if asked.build and not asked.push:
+        raise typer.BadParameter(
+            "--build makes an image for the job to run: --push and --register go with it", param_hint="--build"
+        )
     if asked.definition and asked.register:
         raise typer.BadParameter("--definition names one, --register makes one", param_hint="--register")
     work = commands.submit(asked, wait=wait, follow=follow, results=results_folder, as_json=as_json)

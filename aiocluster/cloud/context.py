@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import os
 import posixpath
 import sys
@@ -81,6 +82,11 @@ def _add_script(what: Script, tar: tarfile.TarFile) -> Mapping[str, str]:
     requirements = Path(what.requirements) if what.requirements else script.parent / "requirements.txt"
     if what.requirements and not requirements.is_file():
         raise LaunchError(f"there is no file {what.requirements} with requirements")
+    inside = path_in_image(what.path)
+    if not str(inside).isprintable() or set(str(inside)) & set("$\\"):
+        raise LaunchError(
+            f"{what.path!r} cannot be the name of a script in an image: give it one without $, \\ and control characters"
+        )
     # Never by its name from an index, where that name may be somebody else's; and whatever the base has: the job's aiocluster
     # is the one that submits it.
     wheel = own_wheel()
@@ -91,15 +97,16 @@ def _add_script(what: Script, tar: tarfile.TarFile) -> Mapping[str, str]:
     lines += [f"RUN {pip} {own} && {pip} --no-deps --force-reinstall {own}"]
     if requirements.is_file():
         _add(tar, "requirements.txt", requirements.read_bytes())
-        lines += [f"COPY requirements.txt {ASIDE}/", f"RUN {pip} -r {ASIDE}/requirements.txt"]
-    inside = path_in_image(what.path)
+        _add(tar, "constraints.txt", f"aiocluster @ file://{own}\n".encode())  # for requirements that have its name
+        lines += [f"COPY requirements.txt constraints.txt {ASIDE}/"]
+        lines += [f"RUN {pip} -r {ASIDE}/requirements.txt -c {ASIDE}/constraints.txt"]
     _add(tar, "script", script.read_bytes())
     lines += [
-        f"RUN id {USER} || useradd --create-home --uid 1000 {USER}",
-        f"RUN mkdir --parents {WORK} && chown {USER} {WORK}",
+        f"RUN id {USER} || useradd --create-home {USER} || adduser -D {USER}",  # the last one where there is no more than busybox
+        f"RUN mkdir -p {WORK} && chown {USER} {WORK}",
         "ENV PYTHONUNBUFFERED=1",
         f"WORKDIR {WORK}",
-        f'COPY ["script", "{WORK / inside}"]',
+        f"COPY {json.dumps(['script', str(WORK / inside)], ensure_ascii=False)}",
         f"USER {USER}",
         'CMD ["aiocluster", "agent"]',
     ]

@@ -10,13 +10,15 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from aiocluster.cloud.context import Folder, Script, write_context
+from aiocluster.cloud.submission import name_of
 from aiocluster.errors import LaunchError
 from aiocluster.launch.docker_leftovers import unreachable
-from aiocluster.launch.engine import Engine, EngineError
+from aiocluster.launch.engine import GONE, Engine, EngineError
 
-__all__ = ["Built", "build", "opened_engine"]
+__all__ = ["Built", "build", "id_of", "local_tag", "opened_engine"]
 
 LAST_LINES = 20
+_NOT_IN_TAGS = re.compile(r"[^a-z0-9]+")
 _STEP = re.compile(r"Step \d+/\d+ : (?P<step>.*)")
 
 
@@ -26,6 +28,21 @@ class Built:
 
     id: str
     tag: str
+
+
+def local_tag(script: str) -> str:
+    """The name that the engine has for the image of a script, unless somebody chooses another."""
+    return f"aiocluster-{_NOT_IN_TAGS.sub('-', name_of(script).lower()).strip('-') or 'job'}:latest"
+
+
+async def id_of(engine: Engine, tag: str) -> str:
+    """The id of the image of this name. Raises `LaunchError` if the engine has none."""
+    try:
+        return await engine.image_id(tag)
+    except EngineError as error:
+        if error.status == GONE:
+            raise LaunchError(f"the engine at {engine.host} has no image {tag}: `aiocluster image build` makes one") from error
+        raise LaunchError(f"the engine at {engine.host} does not tell of the image {tag}: {error}") from error
 
 
 @asynccontextmanager

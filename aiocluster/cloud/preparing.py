@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from aiocluster.cloud import definition, image, registry
 from aiocluster.cloud.context import Script
-from aiocluster.cloud.image import Built, opened_engine
+from aiocluster.cloud.image import local_tag, opened_engine
 from aiocluster.cloud.submission import name_of
 from aiocluster.launch.aws import Api
 
@@ -52,21 +52,24 @@ async def prepare(
     Cancelling leaves what was done so far: each step may be repeated.
     """
     name = name_of(script.path)
-    local = f"aiocluster-{name.lower()}:latest"
+    local = local_tag(script.path)
     reference = local
     if build or push:
         async with opened_engine() as engine:
             if build:
-                made: Built = await image.build(engine, script, local, tell)
-                tell(f"built {local} ({made.id.removeprefix('sha256:')[:12]})")
+                id = (await image.build(engine, script, local, tell)).id
+                tell(f"built {local} ({_short(id)})")
+            else:
+                id = await image.id_of(engine, local)
             if push:
+                # By its id, since others may build under that name meanwhile; and under a tag that no other image ever takes
+                # away, since the repository lets go of those without one.
                 pushed = await registry.push(
                     api,
                     engine,
-                    local,
+                    id,
                     repository,
-                    tag=name.lower(),
-                    create=registry_host is not None,
+                    tag=f"{local.partition(':')[0]}-{_short(id)}",
                     registry=registry_host,
                     tell=progress,
                 )
@@ -78,3 +81,7 @@ async def prepare(
         made_definition = await definition.register(api, wanted)
         tell(f"registered {made_definition}")
     return Prepared(image=reference, definition=made_definition)
+
+
+def _short(id: str) -> str:
+    return id.removeprefix("sha256:")[:12]

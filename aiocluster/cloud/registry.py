@@ -25,7 +25,7 @@ class Pushed:
     """An image that a registry has."""
 
     reference: str
-    """With its digest: it names this very image for ever."""
+    """With its digest: it names this very image, for as long as the registry keeps it."""
     digest: str
 
 
@@ -50,7 +50,7 @@ async def push(
         image: that the engine has, by name or id.
         repository: its name in ECR.
         create: make the repository if there is none.
-        registry: host and port, in place of what ECR says.
+        registry: host and port, in place of what ECR says. Only that of the account is given the account's credentials.
 
     Raises:
         LaunchError: the engine does not have the image, or the registry does not take it.
@@ -65,7 +65,7 @@ async def push(
     digest = ""
     try:
         await engine.tag(image, name, tag)
-        async for told in engine.push(name, tag, await _credentials(api)):
+        async for told in engine.push(name, tag, await _credentials(api, registry)):
             detail = told.get("progressDetail") or {}
             if "id" in told:
                 tell(str(told["id"]), str(told.get("status", "")), int(detail.get("current", 0)), int(detail.get("total", 0)))
@@ -92,7 +92,10 @@ async def _uri(api: Api, repository: str, *, create: bool) -> str:
     return str(found["repositoryUri"])
 
 
-async def _credentials(api: Api) -> dict[str, str]:
-    answer = await api.call("ecr", "get_authorization_token")
-    user, _, password = base64.b64decode(answer["authorizationData"][0]["authorizationToken"]).decode().partition(":")
+async def _credentials(api: Api, registry: str | None) -> dict[str, str] | None:
+    """Those of ECR; None for a registry that is none of the account's: they are good for every repository in it."""
+    told = (await api.call("ecr", "get_authorization_token"))["authorizationData"][0]
+    if registry is not None and registry != str(told.get("proxyEndpoint", "")).rpartition("/")[2]:
+        return None
+    user, _, password = base64.b64decode(told["authorizationToken"]).decode().partition(":")
     return {"username": user, "password": password}

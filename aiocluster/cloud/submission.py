@@ -81,7 +81,11 @@ class Submitted:
 
 def name_of(script: str) -> str:
     """A job's name after a script's."""
-    return _NOT_IN_NAMES.sub("-", PurePath(script).stem).strip("-_")[:NAME_CHARS] or "job"
+    return _as_name(PurePath(script).stem)
+
+
+def _as_name(text: str) -> str:
+    return _NOT_IN_NAMES.sub("-", text).strip("-_")[:NAME_CHARS] or "job"
 
 
 async def identity(api: Api) -> str:
@@ -119,7 +123,8 @@ async def submit(
 
     Cancelling it ends a job that was submitted all the same, if AWS tells of it.
     """
-    name = f"{name_of(manager.name or manager.script)}-{secrets.token_hex(4)}"
+    called = _as_name(manager.name) if manager.name else name_of(manager.script)
+    name = f"{called}-{secrets.token_hex(4)}"
     results = manager.results or (f"s3://{manager.bucket}/results/{name}" if manager.bucket else "")
     overrides, launcher = await _how(api, manager.definition)
     variables = {

@@ -212,10 +212,11 @@ class Engine:
         """The image has this name too. Raises `EngineError`."""
         await self._ask(lambda client: client.images.tag(image, repository, tag=tag))
 
-    async def push(self, repository: str, tag: str, credentials: Mapping[str, str]) -> AsyncIterator[Mapping[str, Any]]:
+    async def push(self, repository: str, tag: str, credentials: Mapping[str, str] | None) -> AsyncIterator[Mapping[str, Any]]:
         """What the engine tells while it sends an image to its registry, layer by layer. Raises `EngineError`."""
+        auth = None if credentials is None else dict(credentials)
         with _translated():
-            async for told in self._open_client.images.push(repository, tag=tag, auth=dict(credentials), stream=True):
+            async for told in self._open_client.images.push(repository, tag=tag, auth=auth, stream=True):
                 yield told
 
     # --- what is done --------------------------------------------------------------------------------------------------------

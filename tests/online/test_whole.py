@@ -9,6 +9,7 @@ import pickle
 import sys
 import uuid
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,6 +51,10 @@ async def made(batch: Batch, ministack: Emulator, docker: object, monkeypatch: p
     monkeypatch.setenv("AIOCLUSTER_STACK", name)
     deployed = await command("stack", "deploy")
     assert deployed.code == 0, deployed.err
+    repository = json.loads((await command("stack", "outputs", "--json")).out)["Ecr"]
+    images = replace(batch, environ={**batch.environ, "AWS_ENDPOINT_URL_ECR": ministack.url})
+    with images.client("ecr") as ecr:  # the stack's own is in the other emulator
+        ecr.create_repository(repositoryName=repository)
     yield name
     deleted = await command("stack", "delete", "--yes", "--empty")
     assert deleted.code == 0, deleted.err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import os
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import pytest
 
 from aiocluster._version import __version__
 from aiocluster.cloud.context import Folder, Script, path_in_image
-from aiocluster.cloud.image import build, opened_engine
+from aiocluster.cloud.image import build, local_tag, opened_engine
 from aiocluster.cloud.own_wheel import PACKAGE, own_wheel
 from aiocluster.cloud.registry import push
 from aiocluster.errors import LaunchError
@@ -63,8 +64,8 @@ class Builder:
         if image == "gone":
             raise EngineError(GONE, "No such image: gone")
 
-    async def push(self, repository: str, tag: str, credentials: Mapping[str, str]) -> AsyncIterator[Mapping[str, Any]]:
-        self.asked.append(("push", repository, tag, dict(credentials)))
+    async def push(self, repository: str, tag: str, credentials: Mapping[str, str] | None) -> AsyncIterator[Mapping[str, Any]]:
+        self.asked.append(("push", repository, tag, credentials))
         for one in self.told:
             if isinstance(one, Exception):
                 raise one
@@ -93,13 +94,43 @@ async def test_a_scripts_image_has_the_script_its_requirements_and_a_user_withou
     built = await build(as_engine(builder), Script(path="tools/run.py", base="mine:1"), "run:latest", lines.append)
     assert (built.id, built.tag) == (DIGEST, "run:latest")
     assert builder.arguments == {"BASE": "mine:1"}
+    assert builder.files["constraints.txt"].decode() == f"aiocluster @ file:///tmp/aiocluster-{__version__}-py3-none-any.whl\n"
     assert (builder.files["script"], builder.files["requirements.txt"]) == (b"print(1)", b"numpy\n")
     dockerfile = builder.files["Dockerfile"].decode()
     assert 'COPY ["script", "/work/tools/run.py"]' in dockerfile
     assert f"RUN python -m pip install --no-cache-dir /tmp/aiocluster-{__version__}-py3-none-any.whl" in dockerfile
-    assert "RUN mkdir --parents /work && chown aiocluster /work\n" in dockerfile
+    assert "RUN mkdir -p /work && chown aiocluster /work\n" in dockerfile
     assert dockerfile.rstrip().splitlines()[-2:] == ["USER aiocluster", 'CMD ["aiocluster", "agent"]']
     assert lines == ["Step 1/2 : ARG BASE"]
+
+
+@pytest.mark.parametrize("name", ['q"uote.py', "a b.py", "ä.py", "[x].py", "-dash.py"])
+async def test_odd_names_of_scripts_are_names_in_the_image(project: Path, name: str) -> None:
+    (project / name).touch()
+    builder = Builder()
+    await build(as_engine(builder), Script(path=name), "a:1")
+    (line,) = [line for line in builder.files["Dockerfile"].decode().splitlines() if line.startswith('COPY ["script"')]
+    assert json.loads(line.removeprefix("COPY ")) == ["script", f"/work/{name}"]
+
+
+@pytest.mark.parametrize("name", ["a$b.py", "a\nRUN x.py", "a\\b.py", "\x1b.py"])
+async def test_names_that_mean_something_in_a_dockerfile_are_refused(project: Path, name: str) -> None:
+    (project / name).touch()
+    with pytest.raises(LaunchError, match="cannot be the name of a script in an image"):
+        await build(as_engine(Builder()), Script(path=name), "a:1")
+
+
+@pytest.mark.parametrize(
+    ("script", "tag"),
+    [
+        ("tools/Run.py", "aiocluster-run:latest"),
+        ("a___b.py", "aiocluster-a-b:latest"),
+        ("lr0.01.py", "aiocluster-lr0-01:latest"),
+        ("___.py", "aiocluster-job:latest"),
+    ],
+)
+def test_images_of_scripts_have_names_that_engines_take(script: str, tag: str) -> None:
+    assert local_tag(script) == tag
 
 
 async def test_the_same_script_gives_the_same_bytes(project: Path) -> None:
@@ -265,7 +296,7 @@ class Ecr:
         assert service == "ecr"
         if operation == "get_authorization_token":
             token = base64.b64encode(f"AWS:{SECRET}".encode()).decode()
-            return {"authorizationData": [{"authorizationToken": token}]}
+            return {"authorizationData": [{"authorizationToken": token, "proxyEndpoint": "https://1.ecr"}]}
         if operation == "create_repository":
             self.repositories.add(asked["repositoryName"])
             return {"repository": {"repositoryUri": f"1.ecr/{asked['repositoryName']}"}}
@@ -306,12 +337,18 @@ async def test_a_repository_is_made_where_that_is_wanted() -> None:
     assert account.repositories == {"mine"}
 
 
-async def test_another_registry_may_be_meant() -> None:
+@pytest.mark.parametrize(("host", "trusted"), [("1.ecr", True), ("127.0.0.1:5000", False), ("1.ecr.example.com", False)])
+async def test_another_registry_may_be_meant_and_is_not_given_the_accounts_credentials(host: str, trusted: bool) -> None:
     builder, account = Builder(*PUSHING), Ecr()
-    pushed = await push(account, as_engine(builder), "run", "mine", registry="127.0.0.1:5000", create=True)
-    assert pushed.reference.startswith("127.0.0.1:5000/mine@")
+    pushed = await push(account, as_engine(builder), "run", "mine", registry=host)
+    assert pushed.reference == f"{host}/mine@{DIGEST}"
+    assert account.repositories == set()
+    assert builder.asked[-1] == (
+        *("push", f"{host}/mine", "latest"),
+        {"username": "AWS", "password": SECRET} if trusted else None,
+    )
+    await push(account, as_engine(builder), "run", "mine", registry=host, create=True)
     assert account.repositories == {"mine"}
-    assert (await push(Ecr(), as_engine(Builder(*PUSHING)), "run", "mine", registry="here")).digest == DIGEST
 
 
 @pytest.mark.parametrize(
