@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from aiocluster.cli.running import run
+from aiocluster.cli.running import opened_aws, run
 
 __all__ = ["register"]
 
@@ -73,15 +73,11 @@ async def _register(
     from aiocluster.cloud.definition import Definition, stem_of
     from aiocluster.cloud.definition import register as made
     from aiocluster.cloud.stack import find_stack
-    from aiocluster.launch.aws import Aws
 
-    api = Aws(region)
-    try:
+    async with opened_aws(region) as api:
         like = like or (await find_stack(stack, api=api)).job_definition
         stem = name or stem_of(like)
         wanted = Definition(name=stem, image=image, like=like, nodes=nodes, vcpus=vcpus, memory=memory, timeout_s=timeout)
         definition = await made(api, wanted)
-    finally:
-        await api.close()
     typer.echo(json.dumps({"definition": definition}) if as_json else f"registered {definition}")
     return 0

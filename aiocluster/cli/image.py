@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aiocluster.cli.running import run
+from aiocluster.cli.pairs import pairs
+from aiocluster.cli.running import opened_aws, run
 from aiocluster.terminal import is_terminal
 
 if TYPE_CHECKING:
@@ -81,13 +82,7 @@ def build(
         what = script_of(script, base, requirements)
         name = tag or local_tag(script)
     else:
-        given = {}
-        for one in arguments or ():
-            key, sign, value = one.partition("=")
-            if not key or not sign:
-                raise typer.BadParameter(f"{one!r} is not NAME=VALUE", param_hint="--build-arg")
-            given[key] = value
-        what = Folder(path=context, dockerfile=file, arguments=given)
+        what = Folder(path=context, dockerfile=file, arguments=pairs(arguments, "--build-arg"))
         name = tag or "aiocluster-job:latest"
     run("image build", _build(what, name, as_json=as_json), interrupted=EARLIER)
 
@@ -148,16 +143,12 @@ async def _push(
     from aiocluster.cloud import registry as ecr
     from aiocluster.cloud.image import opened_engine
     from aiocluster.cloud.stack import find_stack
-    from aiocluster.launch.aws import Aws
 
-    api = Aws(region)
-    try:
+    async with opened_aws(region) as api:
         name = repository or (await find_stack(stack, api=api)).repository
         async with opened_engine() as engine:
             with push_progress() as progress:
                 pushed = await ecr.push(api, engine, image, name, tag=tag, create=create, registry=registry, tell=progress)
-    finally:
-        await api.close()
     told = {"reference": pushed.reference, "digest": pushed.digest}
     typer.echo(json.dumps(told) if as_json else f"pushed {pushed.reference}")
     return 0

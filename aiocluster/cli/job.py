@@ -9,6 +9,7 @@ import typer
 
 from aiocluster.cli.definition import register
 from aiocluster.cli.image import Base, Registry, Requirements
+from aiocluster.cli.pairs import pairs
 from aiocluster.cli.results import results
 from aiocluster.cli.running import run
 
@@ -46,7 +47,6 @@ Since = Annotated[
         show_default=False,
     ),
 ]
-GOES_ON = "the job goes on. `aiocluster job logs -f JOB` follows it again, `aiocluster job cancel JOB` ends it."
 
 
 @app.command("submit", context_settings={"ignore_unknown_options": True})
@@ -116,7 +116,6 @@ def submit(
     """
     from aiocluster.cli import job_commands as commands
 
-    variables = _variables(env)
     asked = commands.Asked(
         script=script,
         arguments=tuple(arguments or ()),
@@ -124,7 +123,7 @@ def submit(
         queue=queue,
         definition=definition,
         name=name,
-        env=variables,
+        env=pairs(env, "--env"),
         timeout_s=timeout,
         stack=stack,
         region=region,
@@ -143,8 +142,9 @@ def submit(
         )
     if asked.definition and asked.register:
         raise typer.BadParameter("--definition names one, --register makes one", param_hint="--register")
-    work = commands.submit(asked, wait=wait, follow=follow, results=results_folder, as_json=as_json)
-    run("job submit", work, interrupted=GOES_ON)
+    left = commands.Left("no job was submitted.")
+    work = commands.submit(asked, wait=wait, follow=follow, results=results_folder, as_json=as_json, left=left)
+    run("job submit", work, interrupted=lambda: left.text)
 
 
 @app.command("status")
@@ -155,7 +155,7 @@ def status(job: JobId, region: Region = None, as_json: AsJson = False) -> None:
     """
     from aiocluster.cli import job_commands as commands
 
-    run("job status", commands.status(job, region, as_json=as_json))
+    run("job status", commands.status(job, region, as_json=as_json), interrupted="nothing was changed.")
 
 
 @app.command("list")
@@ -168,7 +168,8 @@ def list_jobs(
     """List manager jobs: your own of the last seven days."""
     from aiocluster.cli import job_commands as commands
 
-    run("job list", commands.list_jobs(region, _since(since), everybody=everybody, as_json=as_json))
+    work = commands.list_jobs(region, _since(since), everybody=everybody, as_json=as_json)
+    run("job list", work, interrupted="nothing was changed.")
 
 
 @app.command("cancel")
@@ -184,8 +185,8 @@ def cancel(
     """
     from aiocluster.cli import job_commands as commands
 
-    interrupted = "the manager has been told to end. The same command again sees to the rest."
-    run("job cancel", commands.cancel(job, region, force=force), interrupted=interrupted)
+    left = commands.Left("nothing was ended.")
+    run("job cancel", commands.cancel(job, region, force=force, left=left), interrupted=lambda: left.text)
 
 
 @app.command("logs")
@@ -209,17 +210,7 @@ def logs(
     if follow and download is not None:
         raise typer.BadParameter("--download writes what is there: without --follow", param_hint="--download")
     work = commands.logs(job, region, _since(since), follow=follow, workers=workers, folder=download)
-    run("job logs", work, interrupted="the job goes on." if follow else "what was written stays.")
-
-
-def _variables(given: list[str] | None) -> dict[str, str]:
-    variables = {}
-    for one in given or ():
-        key, sign, value = one.partition("=")
-        if not key or not sign:
-            raise typer.BadParameter(f"{one!r} is not NAME=VALUE", param_hint="--env")
-        variables[key] = value
-    return variables
+    run("job logs", work, interrupted=commands.goes_on(job) if follow else "what was written stays.")
 
 
 def _since(given: str | None) -> datetime | None:

@@ -4,39 +4,43 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import re
 import sys
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TextIO
 
 import typer
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
 from aiocluster.cli.image import push_progress, script_of
+from aiocluster.cli.patience import Patience
+from aiocluster.cli.running import opened_aws
+from aiocluster.cli.shown import console, plain, table
 from aiocluster.cli.times import lasted
 from aiocluster.cloud import jobs, submission
 from aiocluster.cloud.context import path_in_image
 from aiocluster.cloud.jobs import Job
-from aiocluster.cloud.logs import Line, Readers, of_jobs
+from aiocluster.cloud.logs import Line, Readers, Source, of_jobs
 from aiocluster.cloud.preparing import prepare
 from aiocluster.cloud.stack import find_stack
-from aiocluster.launch.aws import Api, Aws
+from aiocluster.errors import LaunchError
+from aiocluster.launch.aws import Api
+from aiocluster.terminal import write_text
 
-__all__ = ["Asked", "cancel", "list_jobs", "logs", "status", "submit"]
+__all__ = ["Asked", "Left", "cancel", "goes_on", "list_jobs", "logs", "status", "submit"]
 
 POLL_S = 3.0
+LOOK_FOR_WORKERS_S = 15.0
+"""For that, all jobs of all queues are listed."""
 LISTED = timedelta(days=7)
 """AWS Batch forgets jobs a week after their end. Source: its user guide."""
 SHOWN_CHILDREN = 20
-WIDE = 250
-"""Columns where nobody looks: what is read by programs is not folded."""
 COLOURS = {"SUCCEEDED": "green", "FAILED": "red", "RUNNING": "cyan"}
 
 
@@ -62,22 +66,24 @@ class Asked:
     registry: str | None
 
 
-@contextlib.asynccontextmanager
-async def _aws(region: str | None) -> AsyncIterator[Api]:
-    api = Aws(region)
-    try:
-        yield api
-    finally:
-        await api.close()
+class Left:
+    """What a command leaves behind if it is interrupted now, and how to go on: for those who press Ctrl-C."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
 
 
 # --- submit ------------------------------------------------------------------------------------------------------------------
 
 
-async def submit(asked: Asked, *, wait: bool, follow: bool, results: str | None, as_json: bool) -> int:
+async def submit(asked: Asked, *, wait: bool, follow: bool, results: str | None, as_json: bool, left: Left) -> int:
     """Submit it, and do what is to be done after that; the exit code."""
-    async with _aws(asked.region) as api:
-        submitted = await submission.submit(api, await _manager(api, asked))
+    async with opened_aws(asked.region) as api:
+        left.text = "no job was submitted. What was made for it stays, and the same command goes on from there."
+        manager = await _manager(api, asked)
+        left.text = "a job that AWS had taken by then has been told to end; `aiocluster job list` shows whether there is one."
+        submitted = await submission.submit(api, manager)
+        left.text = goes_on(submitted.id)
         if as_json:
             typer.echo(json.dumps({"id": submitted.id, "name": submitted.name, "results": submitted.results}))
         else:
@@ -93,6 +99,7 @@ async def submit(asked: Asked, *, wait: bool, follow: bool, results: str | None,
             return 0
         job = await (_follow(api, submitted.id, workers=False, since=None) if follow else _wait(api, submitted.id))
         _say_end(job)
+        left.text = f"the job has ended. `aiocluster job results {submitted.id}` has its results."
         if results is not None and submitted.results:
             from aiocluster.cli.results import download_results
 
@@ -157,8 +164,9 @@ async def _prepared(api: Api, asked: Asked) -> str:
 async def _wait(api: Api, id: str) -> Job:
     """The job when it has ended; its states are told meanwhile."""
     told = ""
+    patience = Patience(_tell)
     while True:
-        job = await jobs.find_job(api, id)
+        job = await patience.ask(lambda: jobs.find_job(api, id))
         text = f"{job.status}: {job.reason}" if job.reason else job.status
         if text != told:
             told = text
@@ -166,6 +174,14 @@ async def _wait(api: Api, id: str) -> Job:
         if job.ended:
             return job
         await asyncio.sleep(POLL_S)
+
+
+def goes_on(id: str) -> str:
+    return f"the job goes on. `aiocluster job logs -f {id}` follows it, `aiocluster job cancel {id}` ends it."
+
+
+def _tell(text: str) -> None:
+    typer.echo(text, err=True)
 
 
 def _say_end(job: Job) -> None:
@@ -180,7 +196,7 @@ def _say_end(job: Job) -> None:
 
 async def status(id: str, region: str | None, *, as_json: bool) -> int:
     """Print the job and what it has started; the exit code."""
-    async with _aws(region) as api:
+    async with opened_aws(region) as api:
         job = await jobs.tree(api, await jobs.find_job(api, id))
     now = datetime.now(UTC)
     if as_json:
@@ -193,7 +209,7 @@ async def status(id: str, region: str | None, *, as_json: bool) -> int:
             branch.add(_sentence(leaf, now))
         if len(child.children) > SHOWN_CHILDREN:
             branch.add(Text(f"… and {len(child.children) - SHOWN_CHILDREN} more: --json shows all of them"))
-    Console(width=None if sys.stdout.isatty() else WIDE).print(shown)
+    console().print(shown)
     return 0
 
 
@@ -204,7 +220,7 @@ def _sentence(job: Job, now: datetime) -> Text:
     duration = lasted(job.lasted(now))
     text.append(f" {'for' if not job.ended else 'after'} {duration}" if duration else "")
     text.append("" if job.exit_code is None else f", exit code {job.exit_code}")
-    text.append(f": {job.reason}" if job.reason else "")
+    text.append(plain(f": {job.reason}" if job.reason else ""))
     text.append(f"  {job.id}", "dim")
     return text
 
@@ -231,7 +247,7 @@ def _as_data(job: Job, now: datetime) -> dict[str, Any]:
 async def list_jobs(region: str | None, since: datetime | None, *, everybody: bool, as_json: bool) -> int:
     """Print the managers that were submitted since then; the exit code."""
     now = datetime.now(UTC)
-    async with _aws(region) as api:
+    async with opened_aws(region) as api:
         mine = None if everybody else await submission.identity_tag(api)
         found = [job async for job in jobs.managers(api, since or now - LISTED) if mine in (None, job.tags.get(jobs.SUBMITTER))]
     if as_json:
@@ -244,23 +260,26 @@ async def list_jobs(region: str | None, since: datetime | None, *, everybody: bo
 
 
 def _print_table(found: Sequence[Job], now: datetime, *, everybody: bool) -> None:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("NAME", "STATUS", "AGE", "LASTED", "CODE", "SCRIPT", *(["SUBMITTER"] if everybody else []), "ID"):
-        table.add_column(title, overflow="fold")
+    shown = table("NAME", "STATUS", "AGE", "LASTED", "CODE", "SCRIPT", *(["SUBMITTER"] if everybody else []), "ID")
     for job in found:
         age = lasted(None if job.created is None else now - job.created)
         code = "" if job.exit_code is None else str(job.exit_code)
-        who = [job.tags.get(jobs.SUBMITTER, "")] if everybody else []
+        who = [plain(job.tags.get(jobs.SUBMITTER, ""))] if everybody else []
         state = Text(job.status, COLOURS.get(job.status, "yellow"))
-        script = job.tags.get(jobs.SCRIPT, "")
-        table.add_row(job.name, state, age, lasted(job.lasted(now)), code, script, *who, job.id)
-    Console(width=None if sys.stdout.isatty() else WIDE).print(table)
+        script = plain(job.tags.get(jobs.SCRIPT, ""))
+        shown.add_row(job.name, state, age, lasted(job.lasted(now)), code, script, *who, job.id)
+    console().print(shown)
 
 
-async def cancel(id: str, region: str | None, *, force: bool) -> int:
+async def cancel(id: str, region: str | None, *, force: bool, left: Left) -> int:
     """End it; the exit code."""
-    async with _aws(region) as api:
-        ended = await submission.cancel(api, id, force=force, tell=typer.echo)
+
+    def tell(text: str) -> None:
+        left.text = "what is named above has been told to end. The same command again sees to the rest."
+        typer.echo(text)
+
+    async with opened_aws(region) as api:
+        ended = await submission.cancel(api, id, force=force, tell=tell)
     if not ended:
         typer.echo("there was nothing left to end")
     return 0
@@ -272,7 +291,7 @@ async def cancel(id: str, region: str | None, *, force: bool) -> int:
 async def logs(id: str, region: str | None, since: datetime | None, *, follow: bool, workers: bool, folder: str | None) -> int:
     """Print what a job has written, or write it to files; the exit code."""
     milliseconds = None if since is None else int(since.timestamp() * 1000)
-    async with _aws(region) as api:
+    async with opened_aws(region) as api:
         if follow:
             job = await _follow(api, id, workers=workers, since=milliseconds)
             _say_end(job)
@@ -287,9 +306,8 @@ async def logs(id: str, region: str | None, since: datetime | None, *, follow: b
             count = await _download(readers, folder)
             typer.echo(f"{count} lines of {len(streams)} streams are in {folder}", err=True)
             return 0
-        with _printer() as show:
-            async for line in readers.lines():
-                show(line)
+        async for line in readers.lines():
+            _show(line)
     if not streams:
         typer.echo(f"job {job.name} has written nothing yet: it is {job.status}", err=True)
     return 0
@@ -297,43 +315,47 @@ async def logs(id: str, region: str | None, since: datetime | None, *, follow: b
 
 async def _follow(api: Api, id: str, *, workers: bool, since: int | None) -> Job:
     """Print what it writes until it has ended; the job then."""
-    job: Job | None = None
+    patience = Patience(_tell)
+    job = await patience.ask(lambda: jobs.find_job(api, id))
+    whole, looked = job, float("-inf")
 
-    async def look() -> tuple[list[Any], bool]:
-        nonlocal job
-        job = await jobs.find_job(api, id)
-        whole = await jobs.tree(api, job) if workers else job
-        return of_jobs(whole, workers=workers), job.ended
+    async def look() -> tuple[list[Source], bool]:
+        nonlocal job, whole, looked
+        job = await patience.ask(lambda: jobs.find_job(api, id))
+        now = asyncio.get_running_loop().time()
+        if workers and (job.ended or now - looked >= LOOK_FOR_WORKERS_S):
+            whole, looked = await patience.ask(lambda: jobs.tree(api, job)), now
+        return of_jobs(whole if workers else job, workers=workers), job.ended
 
-    with _printer() as show:
-        async for line in Readers(api, since).follow(look):
-            show(line)
-    assert job is not None
+    async for line in Readers(api, since, again=patience.again).follow(look):
+        _show(line)
     return job
 
 
-@contextlib.contextmanager
-def _printer() -> Iterator[Any]:
-    """Writes lines to stdout, and at once where somebody waits for them."""
-    out = sys.stdout
-
-    def show(line: Line) -> None:
-        out.write(f"[{line.label}] {line.text}\n" if line.label else f"{line.text}\n")
-
-    try:
-        yield show
-    finally:
-        out.flush()
+def _show(line: Line) -> None:
+    """Write it to stdout, at once: somebody may wait for it at the other end of a pipe."""
+    if not write_text(sys.stdout, f"[{line.label}] {line.text}\n" if line.label else f"{line.text}\n"):
+        raise BrokenPipeError(errno.EPIPE, "nobody reads any more")
 
 
 async def _download(readers: Readers, folder: str) -> int:
     """One file a stream, one after the other; how many lines there were."""
     count = 0
-    os.makedirs(folder, exist_ok=True)
     for reader in readers.all():
         name = re.sub(r"[^\w.-]+", "-", reader.label) or "manager"
-        with open(os.path.join(folder, f"{name}.log"), "w", encoding="utf-8") as file:  # noqa: ASYNC230  # nobody else waits
+        with _log_file(folder, name) as file:
             async for line in reader.lines():
                 file.write(f"{line.text}\n")
                 count += 1
     return count
+
+
+@contextlib.contextmanager
+def _log_file(folder: str, name: str) -> Iterator[TextIO]:
+    path = os.path.join(folder, f"{name}.log")
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with open(path, "w", encoding="utf-8", errors="backslashreplace") as file:
+            yield file
+    except OSError as error:
+        raise LaunchError(f"{path} cannot be written: {error}") from error

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from aiocluster.cli.shown import console, plain, table
 from aiocluster.leftovers import Found, Leftover, Reaped, find, reap
 
 __all__ = ["choose", "end", "show"]
 
 NOTHING_FAILED, SOMETHING_FAILED = 0, 1
-WIDE = 250
-"""Columns where nobody looks: what is read by programs is not folded."""
 
 
 async def show(kinds: Sequence[str], cluster: str | None, *, as_json: bool) -> int:
@@ -98,13 +94,11 @@ def _print_json(rows: list[dict[str, Any]]) -> None:
 
 
 def _print_table(leftovers: Sequence[Leftover]) -> None:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("CLUSTER", "KIND", "NAME", "STATE", "AGE", "MANAGER", "ID"):
-        table.add_column(title, no_wrap=title in ("CLUSTER", "AGE"), overflow="fold")
+    shown = table("CLUSTER", "KIND", "NAME", "STATE", "AGE", "MANAGER", "ID", whole=("CLUSTER", "AGE"))
     for one in leftovers:
         manager = {True: "runs", False: "gone", None: "unknown"}[one.alive]
-        table.add_row(one.cluster, one.kind, one.name, one.state, _age(one.created), manager, one.id)
-    Console(width=None if sys.stdout.isatty() else WIDE).print(table)
+        shown.add_row(*map(plain, (one.cluster, one.kind, one.name, one.state, _age(one.created), manager, one.id)))
+    console().print(shown)
 
 
 def _age(created: datetime | None) -> str:

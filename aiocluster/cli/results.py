@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aiocluster.cli.running import run
+from aiocluster.cli.running import opened_aws, run
 from aiocluster.terminal import is_terminal
 
 if TYPE_CHECKING:
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from aiocluster.results import Entry, Progress
 
 __all__ = ["download_results", "results"]
-
-WIDE = 250
-"""Columns where nobody looks: what is read by programs is not folded."""
 
 
 def results(
@@ -54,20 +51,17 @@ def results(
 async def _results(job: str, folder: str | None, region: str | None, *, as_json: bool) -> int:
     import aiocluster
     from aiocluster.cloud.results import where_results_are
-    from aiocluster.launch.aws import Aws
 
-    api = Aws(region)
-    try:
-        place = await where_results_are(job, api=api)
-        if folder is None:
-            found = await aiocluster.results.entries(place=place, api=api)
-        else:
-            with download_progress() as progress:
-                found = await aiocluster.results.download(folder, place=place, progress=progress, api=api)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="JOB") from error
-    finally:
-        await api.close()
+    async with opened_aws(region) as api:
+        try:
+            place = await where_results_are(job, api=api)
+            if folder is None:
+                found = await aiocluster.results.entries(place=place, api=api)
+            else:
+                with download_progress() as progress:
+                    found = await aiocluster.results.download(folder, place=place, progress=progress, api=api)
+        except ValueError as error:
+            raise typer.BadParameter(str(error), param_hint="JOB") from error
     if as_json:
         typer.echo(json.dumps([asdict(entry) for entry in found], indent=2))
     elif not found:
@@ -115,14 +109,11 @@ def download_progress() -> Iterator[Progress]:
 
 
 def _print_table(found: list[Entry]) -> None:
-    from rich.console import Console
     from rich.filesize import decimal
-    from rich.table import Table
-    from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("NAME", "SIZE", "FORMAT", "CREATED", "SHA256"):
-        table.add_column(title, overflow="fold", justify="right" if title == "SIZE" else "left")
+    from aiocluster.cli.shown import console, plain, table
+
+    shown = table("NAME", "SIZE", "FORMAT", "CREATED", "SHA256", right=("SIZE",))
     for entry in found:
-        table.add_row(Text(entry.name), decimal(entry.size), entry.format, entry.created, entry.sha256[:12])
-    Console(width=None if sys.stdout.isatty() else WIDE).print(table)
+        shown.add_row(plain(entry.name), decimal(entry.size), entry.format, entry.created, entry.sha256[:12])
+    console().print(shown)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aiocluster.cli.running import run
+from aiocluster.cli.pairs import pairs
+from aiocluster.cli.running import opened_aws, run
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from aiocluster.cloud.stack import Stack, StackEvent
 
 __all__ = ["app"]
@@ -23,8 +21,6 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-WIDE = 250
-"""Columns where nobody looks: what is read by programs is not folded."""
 GOES_ON = "AWS goes on with what it was told to do; the same command waits for it again."
 
 Name = Annotated[
@@ -62,12 +58,7 @@ def deploy(
 
     What it makes in your account may cost money: see deploy/README.md.
     """
-    chosen: dict[str, str] = {}
-    for one in parameters or ():
-        key, equals, value = one.partition("=")
-        if not key or not equals:
-            raise typer.BadParameter(f"{one!r} is not PARAMETER=VALUE", param_hint="PARAMETER=VALUE")
-        chosen[key] = value
+    chosen = pairs(parameters, "PARAMETER=VALUE", "PARAMETER=VALUE")
     run("stack deploy", _deploy(stack, template, chosen, region, as_json=as_json), interrupted=GOES_ON)
 
 
@@ -104,17 +95,13 @@ def delete(
 async def _deploy(name: str | None, template: str, parameters: dict[str, str], region: str | None, *, as_json: bool) -> int:
     from aiocluster.cloud.stack import deploy_stack, stack_name
     from aiocluster.cloud.template import TEMPLATES, read_template
-    from aiocluster.launch.aws import Aws
 
     name = stack_name(name)
     text = read_template(template)
     kind = template if template in TEMPLATES else ""
-    api = Aws(region)
-    try:
+    async with opened_aws(region) as api:
         typer.echo(f"stack {name} in {await api.region()}, from the template {template}", err=True)
         stack, change = await deploy_stack(name, text, parameters, kind=kind, api=api, tell=_Steps())
-    finally:
-        await api.close()
     typer.echo(f"the stack {name} is {'as it was' if change == 'unchanged' else change}", err=True)
     _print(stack, as_json=as_json)
     return 0
@@ -129,14 +116,10 @@ async def _outputs(name: str | None, region: str | None, *, as_json: bool) -> in
 
 async def _delete(name: str, region: str | None, *, empty: bool) -> int:
     from aiocluster.cloud.stack import delete_stack
-    from aiocluster.launch.aws import Aws
 
-    api = Aws(region)
-    try:
+    async with opened_aws(region) as api:
         there = await delete_stack(name, empty=empty, api=api, tell=_Steps())
         where = await api.region()
-    finally:
-        await api.close()
     typer.echo(f"the stack {name} in {where} is deleted" if there else f"there is no stack {name} in {where}", err=True)
     return 0
 
@@ -145,7 +128,9 @@ class _Steps:
     """Shows the steps of AWS on stderr, a line each."""
 
     def __init__(self) -> None:
-        self._console: Console = _console(stderr=True)
+        from aiocluster.cli.shown import console
+
+        self._console = console(stderr=True)
 
     def __call__(self, event: StackEvent) -> None:
         from rich.text import Text
@@ -160,22 +145,13 @@ class _Steps:
         self._console.print(line, soft_wrap=True)
 
 
-def _console(*, stderr: bool = False) -> Console:
-    from rich.console import Console
-
-    stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, highlight=False, width=None if stream.isatty() else WIDE)
-
-
 def _print(stack: Stack, *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(dict(stack.outputs), indent=2))
         return
-    from rich.table import Table
+    from aiocluster.cli.shown import console, plain, table
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("OUTPUT", no_wrap=True)
-    table.add_column("VALUE", overflow="fold")
+    shown = table("OUTPUT", "VALUE", whole=("OUTPUT",))
     for name, value in stack.outputs.items():
-        table.add_row(name, value)
-    _console().print(table)
+        shown.add_row(name, plain(value))
+    console().print(shown)

@@ -8,17 +8,16 @@ import sys
 from typing import Any
 
 import typer
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from aiocluster.cli.shown import console
 from aiocluster.runtime.window import find_windows, look
 
 __all__ = ["render", "watch"]
 
-WIDE = 250
-"""Columns where nobody looks: what is read by programs is not folded."""
 EVENTS_SHOWN = 8
 BUSY = "its manager is busy with something else and does not answer"
 
@@ -33,7 +32,7 @@ async def watch(cluster: str | None, *, interval_s: float, once: bool, as_json: 
         typer.echo(json.dumps(seen, indent=2))
         return 0
     if once or not sys.stdout.isatty():
-        Console(width=None if sys.stdout.isatty() else WIDE).print(render(seen))
+        console().print(render(seen))
         return 0
     with Live(render(seen), screen=True, auto_refresh=False) as live:
         while True:

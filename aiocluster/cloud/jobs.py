@@ -56,7 +56,9 @@ class Job:
     size: int = 0
     """How many children an array or a multi-node job has; 0: it is neither."""
     nodes: bool = False
-    """It is a multi-node job."""
+    """It is a multi-node job. What it has written, and its exit code, are those of its main node."""
+    main: int = 0
+    """The index of that."""
     children: tuple[Job, ...] = ()
 
     @property
@@ -98,6 +100,7 @@ class Job:
             streams=_streams(told, state),
             size=int(array.get("size") or nodes.get("numNodes") or 0),
             nodes=bool(nodes),
+            main=int(nodes.get("mainNode") or 0),
         )
 
 
@@ -128,7 +131,21 @@ async def find_job(api: Api, id: str) -> Job:
 
 async def described(api: Api, ids: Iterable[str]) -> list[Job]:
     """These jobs, as far as AWS knows them."""
-    wanted, found = list(ids), []
+    found = await _described(api, ids)
+    leaders = {job.id: f"{job.id}#{job.main}" for job in found if job.nodes and "#" not in job.id}
+    told = {job.id: job for job in await _described(api, leaders.values())}
+    return [_led(job, told.get(leaders.get(job.id, ""))) for job in found]
+
+
+def _led(job: Job, main: Job | None) -> Job:
+    """A multi-node job has no container; its nodes have."""
+    if main is None:
+        return job
+    return replace(job, streams=main.streams, exit_code=main.exit_code, reason=job.reason or main.reason)
+
+
+async def _described(api: Api, ids: Iterable[str]) -> list[Job]:
+    wanted, found = list(dict.fromkeys(ids)), []
     for i in range(0, len(wanted), AT_ONCE):
         answer = await api.call("batch", "describe_jobs", jobs=wanted[i : i + AT_ONCE])
         found += [Job.of(one) for one in answer.get("jobs", ())]

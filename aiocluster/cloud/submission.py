@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import re
 import secrets
@@ -17,9 +18,11 @@ from aiocluster.cloud.results import TAG as RESULTS
 from aiocluster.cloud.results import VARIABLE as RESULTS_VARIABLE
 from aiocluster.errors import LaunchError
 from aiocluster.launch import batch_jobs
-from aiocluster.launch.aws import Api
+from aiocluster.launch.aws import Api, AwsError
 
 __all__ = ["Manager", "Submitted", "cancel", "identity", "identity_tag", "name_of", "submit"]
+
+logger = logging.getLogger("aiocluster.cloud")
 
 WORKER_QUEUE = "WORKER_JOB_QUEUE"
 """Where `Cluster.batch` submits workers, unless it is told otherwise."""
@@ -159,7 +162,7 @@ async def submit(
     try:
         id = await batch_jobs.submit(api, arguments, unsure, pause=pause, random=draw)
     except asyncio.CancelledError:
-        await asyncio.shield(_withdraw(api, manager.queue, name))
+        await asyncio.shield(asyncio.create_task(_withdraw(api, manager.queue, name), name=f"aiocluster: withdraw {name}"))
         raise
     return Submitted(id=id, name=name, results=results)
 
@@ -183,8 +186,12 @@ async def _how(api: Api, definition: str) -> tuple[Callable[[Mapping[str, Any]],
 
 
 async def _withdraw(api: Api, queue: str, name: str) -> None:
-    for id in await batch_jobs.find_jobs(api, queue, name):
-        await batch_jobs.terminate(api, id, "nobody waits for it any more")
+    """End the job if AWS has taken it; where that cannot be known, say so, and go on with what there was to do."""
+    try:
+        for id in await batch_jobs.find_jobs(api, queue, name):
+            await batch_jobs.terminate(api, id, "nobody waits for it any more")
+    except AwsError as error:
+        logger.warning("whether there is a job %s in the queue %s cannot be known, and it may run: %s", name, queue, error)
 
 
 async def cancel(

@@ -117,7 +117,6 @@ class NodesJob(Job):
             node.terminate("The main node has ended")
         for node in others:
             node.join()
-        self.attempts = [attempt for node in self.members for attempt in node.attempts]
         return main.status == "SUCCEEDED"
 
     def node(self, i: int) -> ContainerJob:

@@ -127,6 +127,48 @@ async def test_whoever_stops_waiting_for_the_answer_leaves_no_job() -> None:
     assert account.live() == []
 
 
+async def test_whoever_stops_waiting_is_told_of_a_job_that_may_run_and_still_stops(caplog: pytest.LogCaptureFixture) -> None:
+    account = FakeAccount()
+    account.hold = asyncio.Event()
+    submitting = asyncio.ensure_future(submitted(account, name="mine"))
+    await account.until(lambda: account.jobs)
+    account.fail("list_jobs", *[AwsError("no answer", Fault.UNREACHABLE)] * 20)
+    submitting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await submitting
+    assert "whether there is a job mine-" in caplog.text
+    assert "may run: no answer" in caplog.text
+
+
+@pytest.mark.parametrize(("given", "name"), [("sweep-lr0.01", "sweep-lr0-01"), ("a/b", "a-b"), ("run 1.5.py", "run-1-5-py")])
+async def test_a_name_that_is_given_is_kept_as_far_as_aws_allows(given: str, name: str) -> None:
+    assert (await submitted(FakeAccount(), name=given)).name.startswith(f"{name}-")
+
+
+async def test_a_place_that_no_tag_can_hold_is_in_the_variable_alone() -> None:
+    account = FakeAccount()
+    await submitted(account, results="s3://b/it's (1)")
+    (asked,) = account.arguments("submit_job")
+    assert "aiocluster:results" not in asked["tags"]
+    assert {"name": "AIOCLUSTER_RESULTS", "value": "s3://b/it's (1)"} in asked["containerOverrides"]["environment"]
+
+
+async def test_a_multi_node_job_has_the_output_and_the_exit_code_of_its_main_node() -> None:
+    account = FakeAccount()
+    options = {"logConfiguration": {"options": {"awslogs-group": "/mine"}}}
+    parent = account.add("m", status="FAILED", nodeProperties={"mainNode": 1, "numNodes": 2}, tags=MINE)
+    for i, code in enumerate((0, 7)):
+        container = {"exitCode": code, "logStreamName": f"stream {i}", "reason": f"reason {i}", **options}
+        account.add(f"m#{i}", status="FAILED", container=container, nodeProperties={"isMainNode": i == 1, "nodeIndex": i})
+    job = await find_job(account, parent)
+    assert (job.code, job.exit_code, job.reason) == (7, 7, "reason 1")
+    assert job.streams == (Stream(group="/mine", name="stream 1"),)
+    whole = await tree(account, job)
+    assert [(child.id, child.exit_code) for child in whole.children] == [("m#0", 0), ("m#1", 7)]
+    account.jobs.pop("m#1")
+    assert (await find_job(account, parent)).code == 1, "its nodes are not there yet"
+
+
 @pytest.mark.parametrize(
     ("script", "name"),
     [("a.py", "a"), ("x/y z.py", "y-z"), ("ünï.py", "n"), ("---.py", "job"), ("a" * 200, "a" * 100), ("-m", "m")],

@@ -10,18 +10,37 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiocluster.cloud.jobs import Job, Stream
-from aiocluster.cloud.logs import Line, Readers, of_jobs
+from aiocluster.cloud.logs import RATE, Again, Line, Readers, Source, of_jobs
 from aiocluster.launch.aws import AwsError, Fault
 from tests.unit.cloud.fake_account import FakeAccount
+
+
+class Time:
+    """Passes where somebody waits."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    async def pause(self, seconds: float) -> None:
+        self.now += seconds
+        await asyncio.sleep(0)
 
 
 def stream(name: str) -> Stream:
     return Stream(group="g", name=name)
 
 
+def readers_of(account: FakeAccount, since: int | None = None, again: Again | None = None) -> Readers:
+    time = Time()
+    return Readers(account, since, again=again, clock=time, pause=time.pause)
+
+
 async def read(account: FakeAccount, names: Iterable[str], since: int | None = None) -> list[Line]:
-    readers = Readers(account, since)
-    readers.add((stream(name), name) for name in names)
+    readers = readers_of(account, since)
+    readers.add(Source(stream(name), name) for name in names)
     return [line async for line in readers.lines()]
 
 
@@ -53,54 +72,104 @@ async def test_a_stream_that_is_not_there_yet_has_no_lines_and_other_trouble_is_
 
 @pytest.mark.parametrize("late", [0, 1, 2])
 async def test_following_tells_each_line_once_and_waits_for_the_last_ones(late: int) -> None:
-    account = FakeAccount()
+    account, time = FakeAccount(), Time()
     lines = [(n, f"line {n}") for n in range(50)]
     rounds = 0
-    paused: list[float] = []
 
-    async def look() -> tuple[list[tuple[Stream, str]], bool]:
+    async def look() -> tuple[list[Source], bool]:
         nonlocal rounds
         rounds += 1
         account.events["a"] = lines[: min(len(lines) - late, rounds * 7)] if rounds < 12 else lines
-        return ([(stream("a"), "")] if rounds > 1 else []), rounds >= 10
+        return ([Source(stream("a"), "", rounds >= 10)] if rounds > 1 else []), rounds >= 10
 
-    async def pause(seconds: float) -> None:
-        paused.append(seconds)
-
-    readers = Readers(account)
-    seen = [line async for line in readers.follow(look, pause=pause)]
+    seen = [line async for line in Readers(account, clock=time, pause=time.pause).follow(look)]
     assert [(line.time, line.text) for line in seen] == lines
-    assert sum(paused) < 60
+    assert time.now < 60
 
 
 async def test_a_stream_of_a_later_attempt_is_followed_too() -> None:
     account = FakeAccount()
     account.events = {"one": [(1, "first")], "two": [(2, "second")]}
-    looks = iter([[(stream("one"), "")], [(stream("one"), ""), (stream("two"), "again")]])
+    looks = iter([[Source(stream("one"), "")], [Source(stream("one"), "", ended=True), Source(stream("two"), "again")]])
 
-    async def look() -> tuple[list[tuple[Stream, str]], bool]:
-        streams = next(looks, None)
-        return streams or [], streams is None
+    async def look() -> tuple[list[Source], bool]:
+        sources = next(looks, None)
+        return sources or [], sources is None
 
-    async def pause(_seconds: float) -> None: ...
-
-    seen = [(line.label, line.text) async for line in Readers(account).follow(look, pause=pause)]
+    seen = [(line.label, line.text) async for line in readers_of(account).follow(look)]
     assert seen == [("", "first"), ("again", "second")]
 
 
-def job(id: str, *streams: str, children: tuple[Job, ...] = ()) -> Job:
-    return Job(id=id, name=f"name-{id}", queue="q", status="RUNNING", streams=tuple(map(stream, streams)), children=children)
+async def test_a_stream_that_has_ended_is_asked_until_its_last_lines_are_there_and_no_more() -> None:
+    account = FakeAccount()
+    account.events = {"short": [(1, "first")], "long": []}
+    rounds = 0
+
+    async def look() -> tuple[list[Source], bool]:
+        nonlocal rounds
+        rounds += 1
+        if rounds == 3:
+            account.events["short"] = [(1, "first"), (2, "late")]
+        account.events["long"] = [(n, str(n)) for n in range(min(rounds, 41))]
+        return [Source(stream("short"), "short", ended=True), Source(stream("long"), "long")], rounds > 40
+
+    seen = [line.text async for line in readers_of(account).follow(look)]
+    assert {"first", "late"} < set(seen)
+    asked = [one["logStreamName"] for one in account.arguments("get_log_events")]
+    assert asked.count("short") < 20
+    assert asked.count("long") > 40
+
+
+async def test_no_more_is_asked_in_a_second_than_leaves_some_for_others() -> None:
+    account, time = FakeAccount(), Time()
+    account.events = {str(n): [(n, "line")] for n in range(100)}
+    readers = Readers(account, clock=time, pause=time.pause)
+    readers.add(Source(stream(name), name) for name in account.events)
+    assert len([line async for line in readers.lines()]) == 100
+    assert account.count("get_log_events") / RATE == pytest.approx(time.now, abs=1)
+
+
+@pytest.mark.parametrize("at", range(6))
+async def test_where_aws_does_not_answer_for_a_while_nothing_is_lost_or_told_twice(at: int) -> None:
+    account = FakeAccount()
+    account.events = {name: [(n, f"{name}{n}") for n in range(7)] for name in "ab"}
+    whats: list[str] = []
+
+    async def again(error: AwsError) -> None:
+        whats.append(str(error))
+
+    readers = readers_of(account, again=again)
+    readers.add(Source(stream(name), name) for name in "ab")
+    lines: list[str] = []
+    async for line in readers.lines():
+        if len(lines) == at:
+            account.fail("get_log_events", AwsError("no answer", Fault.UNREACHABLE), AwsError("slow down", Fault.THROTTLED))
+        lines.append(line.text)
+    assert lines == [f"{name}{n}" for n in range(7) for name in "ab"]
+    assert whats == ["no answer", "slow down"]
+
+
+def job(id: str, *streams: str, children: tuple[Job, ...] = (), status: str = "RUNNING") -> Job:
+    return Job(id=id, name=f"name-{id}", queue="q", status=status, streams=tuple(map(stream, streams)), children=children)
 
 
 def test_streams_have_labels_that_tell_them_apart() -> None:
-    array = job("b", children=(job("b:0", "w0"), job("b:1", "w1", "w1 again")))
+    array = job("b", children=(job("b:0", "w0", status="SUCCEEDED"), job("b:1", "w1", "w1 again")))
     manager = job("a", "m", "m again", children=(array, job("c", "alone")))
-    assert [label for _, label in of_jobs(manager, workers=False)] == ["", "manager attempt 2"]
+    assert [source.label for source in of_jobs(manager, workers=False)] == ["", "manager attempt 2"]
     assert of_jobs(manager, workers=True) == [
-        (stream("m"), "manager"),
-        (stream("m again"), "manager attempt 2"),
-        (stream("w0"), "name-b:0:0"),
-        (stream("w1"), "name-b:1:1"),
-        (stream("w1 again"), "name-b:1:1 attempt 2"),
-        (stream("alone"), "name-c"),
+        (stream("m"), "manager", True),
+        (stream("m again"), "manager attempt 2", False),
+        (stream("w0"), "name-b:0:0", True),
+        (stream("w1"), "name-b:1:1", True),
+        (stream("w1 again"), "name-b:1:1 attempt 2", False),
+        (stream("alone"), "name-c", False),
+    ]
+
+
+def test_the_main_node_is_the_manager_and_told_once() -> None:
+    nodes = job("a", "main", children=(job("a#0", "main"), job("a#1", "other")))
+    assert [(source.stream.name, source.label) for source in of_jobs(nodes, workers=True)] == [
+        ("main", "manager"),
+        ("other", "name-a#1:1"),
     ]
