@@ -27,7 +27,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, overload
 
-from aiocluster.cloud.results import VARIABLE
+from aiocluster.cloud.results import VARIABLE, place_of
 from aiocluster.cloud.store import PART_BYTES, FolderStore, Missing, S3Store, Source, Store, in_thread
 from aiocluster.errors import ResultsError
 from aiocluster.launch.aws import Api, Aws
@@ -44,7 +44,6 @@ LONGEST_PART = 250
 """Bytes of UTF-8 between slashes: file systems take 255, and the manifest appends ".json"."""
 ENTRIES_AT_ONCE = 16
 _CREATED = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00")
-_S3 = re.compile(r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(?P<prefix>.*))?", re.DOTALL)
 
 Where = str | os.PathLike[str]
 Progress = Callable[[str, int, int], None]
@@ -216,16 +215,13 @@ def check_name(name: str) -> None:
 @contextlib.asynccontextmanager
 async def _store(given: Where | None, api: Api | None) -> AsyncIterator[Store]:
     text = default_place() if given is None else os.fspath(given)
-    if "://" not in text:
-        yield FolderStore(Path(text))
+    found = place_of(text)
+    if isinstance(found, Path):
+        yield FolderStore(found)
         return
-    match = _S3.fullmatch(text)
-    prefix = (match["prefix"] or "").strip("/") if match else ""
-    if match is None or not prefix.isprintable() or any(part in ("", ".", "..") for part in prefix.split("/") if prefix):
-        raise ValueError(f"{text!r} is neither a folder nor s3://bucket/prefix")
     mine = Aws() if api is None else api
     try:
-        yield S3Store(mine, match["bucket"], prefix)
+        yield S3Store(mine, found.bucket, found.prefix)
     finally:
         if api is None:
             await mine.close()

@@ -12,6 +12,9 @@ from aiocluster.launch.aws import Api, items
 __all__ = ["Definition", "latest_definition", "register", "stem_of"]
 
 AGENT = ("aiocluster", "agent")
+ALIKE = ("retryStrategy", "timeout", "propagateTags", "schedulingPriority")
+"""What a definition has of the one that it is like, beside the container."""
+DEFAULT_PLATFORM = ["EC2"]
 AWS_TAGS = "aws:"
 """How the names begin of tags that AWS alone may set, as CloudFormation does."""
 
@@ -104,11 +107,11 @@ def _request(wanted: Definition, like: Mapping[str, Any]) -> dict[str, Any]:
         }
     else:
         asked |= {"type": "container", "containerProperties": container}
-        if like.get("platformCapabilities"):
+        if like.get("platformCapabilities"):  # multi-node jobs run on EC2 alone
             asked["platformCapabilities"] = like["platformCapabilities"]
-    for key in ("retryStrategy", "timeout"):
+    for key in ALIKE:
         if like.get(key):
-            asked[key] = _filled(like[key])
+            asked[key] = _filled(like[key]) if isinstance(like[key], Mapping) else like[key]
     tags = {name: value for name, value in (like.get("tags") or {}).items() if not name.startswith(AWS_TAGS)}
     if tags:
         asked["tags"] = tags
@@ -119,8 +122,9 @@ def _request(wanted: Definition, like: Mapping[str, Any]) -> dict[str, Any]:
 
 def _essence(told: Mapping[str, Any]) -> Any:
     """What makes two definitions the same: all that says something, in an order of its own."""
-    keys = ("type", "containerProperties", "nodeProperties", "retryStrategy", "timeout")
-    return _ordered({key: told[key] for key in keys if told.get(key)})
+    keys = ("type", "containerProperties", "nodeProperties", *ALIKE)
+    essence = _ordered({key: told[key] for key in keys if told.get(key)})
+    return essence, told.get("platformCapabilities") or DEFAULT_PLATFORM
 
 
 def _filled(told: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,10 +16,13 @@ import tempfile
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aiocluster._version import __version__
+from aiocluster.cloud.definition import latest_definition
 from aiocluster.cloud.permissions import Denied, Permissions, Unknown
+from aiocluster.cloud.results import place_of
 from aiocluster.cloud.stack import Stack, find_stack, stack_name
 from aiocluster.errors import LaunchError
 from aiocluster.launch.aws import Api, Aws, AwsError, Fault
@@ -201,6 +204,9 @@ class _Doctor:
         except LaunchError as error:
             self._found(name, Outcome.FAILED, error.reason)
             return False
+        except ValueError as error:  # the launchers say so of what they are given
+            self._found(name, Outcome.FAILED, str(error), "give the option another value")
+            return False
         return True
 
     def _found(self, check: str, outcome: Outcome, detail: str, hint: str = "") -> None:
@@ -310,7 +316,12 @@ class _Doctor:
         finally:
             await launcher.close(0.0)
         told, host = reach.choose()
-        server = await asyncio.start_server(lambda _reader, writer: writer.close(), host, reach.port)
+        try:
+            server = await asyncio.start_server(lambda _reader, writer: writer.close(), host, reach.told_port(reach.port))
+        except OSError as error:
+            raise _Trouble(
+                f"this process cannot listen at {host}: {error}", "name another address or port with --advertise"
+            ) from None
         async with server:
             port = reach.told_port(server.sockets[0].getsockname()[1])
             network = HOST_NETWORK if plan.network is None or "/" in plan.network else plan.network
@@ -346,7 +357,11 @@ class _Doctor:
         except TimeoutError:
             raise _Trouble(f"a container of {self._image} has not ended within {CONTAINER_TIMEOUT_S:g} s") from None
         finally:
-            await _removed(engine, name)
+            try:
+                await engine.remove(name)
+            except EngineError as error:  # of what goes on meanwhile, this changes nothing
+                detail = f"the container {name} cannot be removed, and may be left: {error}"
+                self._found("cleanup", Outcome.FAILED, detail, f"docker rm --force {name}")
 
     # --- AWS -----------------------------------------------------------------------------------------------------------------
 
@@ -447,12 +462,9 @@ class _Doctor:
             raise _Trouble(
                 "no job definition was named", "name one with --definition or AIOCLUSTER_DEFINITION, or a stack with --stack"
             )
-        which: dict[str, Any] = {"jobDefinitions": [name]} if ":" in name else {"jobDefinitionName": name, "status": "ACTIVE"}
-        told = (await self._api.call("batch", "describe_job_definitions", **which)).get("jobDefinitions", [])
-        active = [one for one in told if one.get("status") == "ACTIVE"]
-        if not active:
+        newest = await latest_definition(self._api, name)
+        if newest is None or newest.get("status", "ACTIVE") != "ACTIVE":
             raise _Trouble(f"there is no active job definition {name}", "`aiocluster job register` makes one")
-        newest = max(active, key=lambda one: int(one["revision"]))
         if newest.get("type", "container") != "container":
             raise _Trouble(
                 f"{name} is of type {newest['type']}", "workers of this launcher are jobs of the type container; register one"
@@ -558,16 +570,16 @@ class _Doctor:
             await self._check(permission.action, permission.look())
 
     async def _results(self) -> str:
-        match = re.fullmatch(r"s3://(?P<bucket>[^/]+)(?:/(?P<prefix>.*))?", self._plan.results)
-        if match is None:
+        place = place_of(self._plan.results)
+        if isinstance(place, Path):
             return f"{self._plan.results} is a folder of this machine"
         try:
-            await self._api.call("s3", "list_objects_v2", Bucket=match["bucket"], Prefix=match["prefix"] or "", MaxKeys=1)
+            await self._api.call("s3", "list_objects_v2", Bucket=place.bucket, Prefix=place.prefix, MaxKeys=1)
         except AwsError as error:
             if error.fault is Fault.REJECTED:
                 raise _Trouble(error.reason, "name a bucket that is there; a stack makes one") from None
             raise
-        return f"the bucket {match['bucket']} is there"
+        return f"the bucket {place.bucket} is there"
 
     async def _address(self) -> str:
         told, host = Reach(advertise=self._plan.advertise, network=self._plan.network).choose()
@@ -579,15 +591,6 @@ class _Doctor:
             "`aiocluster job submit` runs the manager among them"
         )
         return f"nodes are told {told}, the manager listens at {host}; {known}"
-
-
-async def _removed(engine: Engine, name: str) -> None:
-    from aiocluster.launch.engine import EngineError
-
-    try:
-        await engine.remove(name)
-    except EngineError as error:
-        raise _Trouble(f"the container {name} cannot be removed, and may be left: {error}", f"docker rm --force {name}") from None
 
 
 async def _region_of(api: Api) -> str | None:

@@ -5,16 +5,37 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from aiocluster.errors import LaunchError
 from aiocluster.launch.aws import Api, Aws
 
-__all__ = ["TAG", "VARIABLE", "results_of", "where_results_are"]
+__all__ = ["TAG", "VARIABLE", "Bucket", "place_of", "results_of", "where_results_are"]
 
 TAG = "aiocluster:results"
 VARIABLE = "AIOCLUSTER_RESULTS"
+_S3 = re.compile(r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(?P<prefix>.*))?", re.DOTALL)
 _JOB_ID = re.compile(r"(?P<id>[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})([:#][0-9]+)?")
+
+
+class Bucket(NamedTuple):
+    """A place in S3."""
+
+    bucket: str
+    prefix: str
+    """Without slashes at its ends."""
+
+
+def place_of(text: str) -> Bucket | Path:
+    """A folder, or the place in S3 that `s3://bucket/prefix` stands for. Raises `ValueError` for what is neither."""
+    if "://" not in text:
+        return Path(text)
+    match = _S3.fullmatch(text)
+    prefix = (match["prefix"] or "").strip("/") if match else ""
+    if match is None or not prefix.isprintable() or any(part in ("", ".", "..") for part in prefix.split("/") if prefix):
+        raise ValueError(f"{text!r} is neither a folder nor s3://bucket/prefix")
+    return Bucket(match["bucket"], prefix)
 
 
 async def where_results_are(given: str, *, region: str | None = None, api: Api | None = None) -> str:

@@ -101,10 +101,6 @@ class Stack:
         return self.output("Ecr")
 
     @property
-    def repository_uri(self) -> str:
-        return self.output("EcrUri")
-
-    @property
     def results_bucket(self) -> str:
         return self.output("ResultsBucket")
 

@@ -72,6 +72,23 @@ async def test_what_is_the_same_already_is_used() -> None:
     assert len(account.registered) == 2
 
 
+async def test_what_else_the_stacks_says_is_taken_over_and_makes_a_difference() -> None:
+    like = {**STACKS, "propagateTags": True, "schedulingPriority": 3, "platformCapabilities": ["FARGATE"]}
+    account = Account(like)
+    wanted = Definition(name="mine", image="new", like="stack")
+    assert await register(account, wanted) == await register(account, wanted) == "mine:1"
+    (asked,) = account.registered
+    assert {key: asked[key] for key in ("propagateTags", "schedulingPriority", "platformCapabilities")} == {
+        "propagateTags": True,
+        "schedulingPriority": 3,
+        "platformCapabilities": ["FARGATE"],
+    }
+    for changed in ({"propagateTags": False}, {"schedulingPriority": 4}, {"platformCapabilities": ["EC2"]}):
+        account.definitions[0] = like | changed
+        assert await register(account, wanted) != "mine:1"
+        account.definitions = account.definitions[:2]
+
+
 async def test_figures_and_variables_may_be_others() -> None:
     account = Account(STACKS)
     wanted = Definition(

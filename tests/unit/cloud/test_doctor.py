@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import socket
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -310,12 +312,45 @@ async def test_what_is_broken_is_named_and_nothing_else(plan: Plan, breaking: Br
         (Plan(launcher="ecs", ecs_cluster="lab", definition="sim"), "definition", "no subnet was named"),
         (Plan(launcher="docker"), "image", "no image was named"),
         (Plan(launcher="batch", queue=QUEUE, definition="sim", advertise="169.254.1.1"), "address", "link-local"),
+        (replace(BATCH, network="lab"), "address", "network must be a CIDR"),
+        (replace(BATCH, advertise="a:b:c"), "address", "advertise must be a host"),
+        (replace(DOCKER, advertise="127.0.0.1:99999"), "address", "port between 1 and 65535"),
+        (replace(BATCH, results="gs://lab/run"), "results", "neither a folder nor s3://bucket/prefix"),
+        (replace(BATCH, results="s3://UPPER_b/run"), "results", "neither a folder nor s3://bucket/prefix"),
     ],
 )
 async def test_what_is_not_said_is_named_with_how_to_say_it(plan: Plan, check: str, text: str) -> None:
     findings = await found(plan)
     assert findings[check].outcome is Outcome.FAILED
     assert text in findings[check].detail
+
+
+async def test_a_port_that_is_advertised_is_listened_at() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        taken.listen()
+        findings = await found(replace(DOCKER, advertise=f"127.0.0.1:{port}"))
+    assert findings["address"].outcome is Outcome.FAILED
+    assert "this process cannot listen at 127.0.0.1" in findings["address"].detail
+    engine = FakeEngine()
+    findings = await found(replace(DOCKER, advertise=f"127.0.0.1:{port}"), engine=engine)
+    assert findings["address"].outcome is Outcome.OK
+    assert engine.run[-1]["Cmd"][-1] == str(port)
+
+
+async def test_a_container_that_cannot_be_removed_is_named_beside_what_was_found() -> None:
+    engine = FakeEngine()
+
+    async def refuse(name: str) -> None:
+        engine.containers.discard(name)
+        raise EngineError(500, "device busy")
+
+    engine.remove = refuse  # type: ignore[method-assign]
+    told = await found(DOCKER, engine=engine)
+    assert of(told, Outcome.FAILED) == {"cleanup"}
+    assert "may be left: device busy" in told["cleanup"].detail
+    assert told["cleanup"].hint.startswith("docker rm --force aiocluster-doctor-")
 
 
 async def test_a_manager_that_is_a_job_lends_its_queue_and_definition() -> None:
