@@ -67,12 +67,15 @@ def write_context(what: Script | Folder, file: IO[bytes]) -> Mapping[str, str]:
     """Write all that the engine needs; returns the arguments of the Dockerfile. The same content gives the same bytes.
 
     Raises:
-        LaunchError: something is not there.
+        LaunchError: something is not there, or cannot be read.
     """
-    with gzip.GzipFile(fileobj=file, mode="wb", mtime=0) as packed, tarfile.open(fileobj=packed, mode="w") as tar:
-        if isinstance(what, Folder):
-            return _add_folder(what, tar)
-        return _add_script(what, tar)
+    try:
+        with gzip.GzipFile(fileobj=file, mode="wb", mtime=0) as packed, tarfile.open(fileobj=packed, mode="w") as tar:
+            if isinstance(what, Folder):
+                return _add_folder(what, tar)
+            return _add_script(what, tar)
+    except (OSError, UnicodeDecodeError) as error:  # the latter of a .dockerignore
+        raise LaunchError(f"{what.path} cannot be made into an image: {error}") from error
 
 
 def _add_script(what: Script, tar: tarfile.TarFile) -> Mapping[str, str]:

@@ -273,6 +273,22 @@ async def test_lists_of_what_is_ignored_mean_what_docker_says(project: Path, ign
     assert set(builder.files) - {"Dockerfile", ".dockerignore"} == expected
 
 
+async def test_what_cannot_be_read_is_told(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (project / "Dockerfile").touch()
+    (project / ".dockerignore").write_bytes(b"\xff\n")
+    with pytest.raises(LaunchError, match=r"\. cannot be made into an image: 'utf-8' codec"):
+        await build(as_engine(Builder()), Folder(), "a:1")
+    (project / ".dockerignore").unlink()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", "secret")
+
+    monkeypatch.setattr(tarfile.TarFile, "addfile", refuse)
+    (project / "run.py").touch()
+    with pytest.raises(LaunchError, match=r"run\.py cannot be made into an image: .*Permission denied: 'secret'"):
+        await build(as_engine(Builder()), Script(path="run.py"), "a:1")
+
+
 async def test_another_dockerfile_with_its_own_list(project: Path) -> None:
     (project / "Dockerfile").write_text("FROM other\n")
     (project / "deploy").mkdir()
