@@ -10,7 +10,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-__all__ = ["Settings"]
+__all__ = ["Settings", "worker_count"]
+
+
+def worker_count(text: str) -> int | tuple[int, int]:
+    """How many workers a text asks for: "4", or "2,8" for at least two. Raises `ValueError` for what is neither."""
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not 1 <= len(numbers) <= 2 or numbers != sorted(numbers) or numbers[0] < 0:
+        raise ValueError(f'{text!r} is neither a number of workers nor "minimum,maximum"')
+    return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
 
 
 def _setting(default: float, variable: str, about: str) -> Any:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypedDict, Unpack, cast
 
 from aiocluster import context
-from aiocluster.config import Settings
+from aiocluster.config import Settings, worker_count
 from aiocluster.console import OutputMode, make_output
 from aiocluster.launch.base import Launcher
 from aiocluster.runtime.launching import WorkerCount
@@ -390,12 +390,9 @@ class Constructors:
         n: WorkerCount | None = None
         if text:
             try:
-                numbers = [int(part) for part in text.split(",")]
-                n = numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
-                if len(numbers) > 2:
-                    raise ValueError
-            except ValueError:
-                raise ValueError(f'AIOCLUSTER_WORKERS={text!r} is neither a number nor "minimum,maximum"') from None
+                n = worker_count(text)
+            except ValueError as error:
+                raise ValueError(f"AIOCLUSTER_WORKERS: {error}") from None
         output = environ.get("AIOCLUSTER_OUTPUT") or "forward"
         settings = Settings.from_env(environ)
         if launcher == "local":

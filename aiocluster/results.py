@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, overload
 
 from aiocluster.cloud.results import VARIABLE, place_of
-from aiocluster.cloud.store import PART_BYTES, FolderStore, Missing, S3Store, Source, Store, in_thread
+from aiocluster.cloud.store import PART_BYTES, FolderStore, Missing, S3Store, Source, Store, in_thread, open_file
 from aiocluster.errors import ResultsError
 from aiocluster.launch.aws import Api, Aws
 
@@ -299,7 +299,7 @@ def _opened(path: Path) -> Any:
     if path.is_dir():
         raise ResultsError(f"{path} is a folder: save its files one by one, or an archive of it (shutil.make_archive)")
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = open_file(path)
     except OSError as error:
         raise ResultsError(f"{path} cannot be read: {error}") from error
     try:

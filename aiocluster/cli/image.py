@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aiocluster.cli.pairs import pairs
+from aiocluster.cli.forms import pairs
 from aiocluster.cli.running import opened_aws, run
 from aiocluster.terminal import is_terminal
 

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from aiocluster.cli.definition import register
+from aiocluster.cli.forms import counted, pairs
 from aiocluster.cli.image import Base, Registry, Requirements
-from aiocluster.cli.pairs import pairs
 from aiocluster.cli.results import results
 from aiocluster.cli.running import run
 
@@ -57,7 +57,8 @@ def submit(
         str | None,
         typer.Option(
             "--workers",
-            metavar="N[,MAX]",
+            metavar="N|MIN,MAX",
+            callback=counted,
             help="How many workers Cluster.from_env() opens. Default: the script says so.",
             show_default=False,
         ),

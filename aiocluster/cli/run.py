@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from aiocluster.cli.forms import counted
 from aiocluster.cli.running import INTERRUPTED
 from aiocluster.errors import AioclusterError
 
@@ -55,7 +56,8 @@ def run_script(
     ] = None,
     launcher: Annotated[LauncherName | None, typer.Option("--launcher", "-l", help="What starts the workers.")] = None,
     workers: Annotated[
-        str | None, typer.Option("--workers", "-w", metavar="N|MIN,MAX", help="How many workers.", show_default=False)
+        str | None,
+        typer.Option("--workers", "-w", metavar="N|MIN,MAX", callback=counted, help="How many workers.", show_default=False),
     ] = None,
     output: Annotated[Output | None, typer.Option("--output", help="What becomes of the workers' output.")] = None,
     image: Annotated[str | None, typer.Option("--image", metavar="IMAGE", help="docker: what containers run.")] = None,

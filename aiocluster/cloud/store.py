@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import hashlib
 import os
 import secrets
+import stat
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from aiocluster.errors import ResultsError
 from aiocluster.launch.aws import Api, AwsError, Fault
 
-__all__ = ["AT_ONCE", "PART_BYTES", "FolderStore", "Missing", "S3Store", "Source", "Store", "in_thread"]
+__all__ = ["AT_ONCE", "PART_BYTES", "FolderStore", "Missing", "S3Store", "Source", "Store", "in_thread", "open_file"]
 
 T = TypeVar("T")
 
@@ -29,6 +32,8 @@ PART_BYTES = 8 << 20
 MOST_PARTS = 10_000
 """Of one multipart upload. Source: "Amazon S3 multipart upload limits"."""
 AT_ONCE = 4
+SMALL_BYTES = 64 << 10
+"""What `get` reads at most: entries have some hundred."""
 READ_ATTEMPTS = 5
 """Of one part, whose body may break off after S3 has begun to answer, where the SDK does not try again."""
 INCOMING = "incoming"
@@ -51,6 +56,18 @@ async def in_thread(work: Callable[[threading.Event], T]) -> T:
         if not running.cancelled():
             running.exception()  # nobody else asks for it
         raise
+
+
+def open_file(path: Path) -> int:
+    """A descriptor to read a regular file with. Raises `OSError`, also for what is none: pipes and devices may have no end."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "it is no file", str(path))
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 class Stopped(Exception):
@@ -132,7 +149,7 @@ class Store(Protocol):
         ...
 
     async def get(self, key: str) -> bytes:
-        """All of something small. Raises `Missing`."""
+        """The first `SMALL_BYTES` of something that has less. Raises `Missing`."""
         ...
 
     async def keys(self, folder: str) -> list[str]:
@@ -175,7 +192,7 @@ class FolderStore:
 
     async def read(self, key: str, size: int) -> AsyncGenerator[bytes, None]:
         with self._read_errors(key):
-            descriptor = os.open(self._folder / key, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = open_file(self._folder / key)
         try:
             for offset in range(0, size, PART_BYTES):
                 length = min(PART_BYTES, size - offset)
@@ -186,8 +203,8 @@ class FolderStore:
             os.close(descriptor)
 
     async def get(self, key: str) -> bytes:
-        with self._read_errors(key):
-            return await in_thread(lambda _stop: (self._folder / key).read_bytes())
+        async with aclosing(self.read(key, SMALL_BYTES)) as parts:
+            return b"".join([part async for part in parts])
 
     @contextlib.contextmanager
     def _read_errors(self, key: str) -> Iterator[None]:
@@ -280,7 +297,7 @@ class S3Store:
             await asyncio.gather(*coming, return_exceptions=True)
 
     async def get(self, key: str) -> bytes:
-        return await self._fetch(self._prefix + key)
+        return await self._fetch(self._prefix + key, Range=f"bytes=0-{SMALL_BYTES - 1}")
 
     async def _fetch(self, key: str, **which: Any) -> bytes:
         from aiohttp import ClientError

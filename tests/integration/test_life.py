@@ -133,6 +133,8 @@ async def test_from_env_opens_what_the_environment_says() -> None:
         ("AIOCLUSTER_LAUNCHER", "batch"),  # and nobody says how many workers
         ("AIOCLUSTER_WORKERS", "many"),
         ("AIOCLUSTER_WORKERS", "1,2,3"),
+        ("AIOCLUSTER_WORKERS", "2,1"),
+        ("AIOCLUSTER_WORKERS", "-1"),
         ("AIOCLUSTER_HEARTBEAT_TIMEOUT", "soon"),
     ],
 )

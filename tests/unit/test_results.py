@@ -110,6 +110,30 @@ async def test_what_cannot_be_pickled_is_the_callers_error_and_changes_nothing(p
     assert await results.load("f", **place) == 1
 
 
+async def test_what_has_no_end_is_refused(place: dict[str, Any], tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path / "fifo", Path("/dev/zero")):
+        with pytest.raises(ResultsError, match=r"cannot be read: .*it is no file"):
+            await results.save("n", path, **place)
+    assert await results.names(**place) == []
+
+
+async def test_a_pipe_in_the_place_of_content_or_of_an_entry_holds_nobody(tmp_path: Path) -> None:
+    entry = await results.save("n", 1, place=tmp_path)
+    for key in (entry.key, "manifest/n.json"):
+        (tmp_path / key).unlink()
+        os.mkfifo(tmp_path / key)
+        with pytest.raises(ResultsError, match="it is no file"):
+            await results.load("n", place=tmp_path)
+
+
+async def test_an_entry_without_an_end_is_no_entry(place: dict[str, Any]) -> None:
+    await results.save("n", 1, **place)
+    replace_content(place, "manifest/n.json", b" " * (1 << 20) + b"{}")
+    with pytest.raises(ResultsError, match=r"manifest/n.json is no entry of a manifest"):
+        await results.load("n", **place)
+
+
 async def test_a_file_that_is_not_there_and_a_folder_are_refused(place: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ResultsError, match=r"nowhere cannot be read: .*No such file"):
         await results.save("f", tmp_path / "nowhere", **place)

@@ -1,4 +1,4 @@
-"""NAME=VALUE on the command line."""
+"""What is written on the command line in a form of its own: NAME=VALUE, numbers of workers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 import typer
 
-__all__ = ["pairs"]
+from aiocluster.config import worker_count
+
+__all__ = ["counted", "pairs"]
 
 
 def pairs(given: Sequence[str] | None, hint: str, kind: str = "NAME=VALUE") -> dict[str, str]:
@@ -18,3 +20,13 @@ def pairs(given: Sequence[str] | None, hint: str, kind: str = "NAME=VALUE") -> d
             raise typer.BadParameter(f"{one!r} is not {kind}", param_hint=hint)
         found[name] = value
     return found
+
+
+def counted(text: str | None) -> str | None:
+    """The number of workers, or "minimum,maximum", as it was given; anything else is a wrong option."""
+    if text:
+        try:
+            worker_count(text)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+    return text
