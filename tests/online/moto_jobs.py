@@ -274,9 +274,7 @@ class ContainerJob(Job):
             if timer:
                 timer.cancel()
             with self.hold:
-                with contextlib.suppress(docker.errors.NotFound):
-                    self.container.remove(force=True)
-                self.container = None
+                self.remove_container()
 
     def see_how_it_ended(self, exit_code: int) -> None:
         self.container.reload()
@@ -286,6 +284,14 @@ class ContainerJob(Job):
         self.exit_code = exit_code
         if self.container.attrs["State"]["OOMKilled"]:
             self.exit_reason = "OutOfMemoryError: Container killed due to memory usage"
+
+    def remove_container(self) -> None:
+        try:
+            self.container.remove(force=True)
+        except docker.errors.APIError as error:
+            if error.status_code not in (404, 409):  # it is gone, or somebody else is about to remove it
+                raise
+        self.container = None
 
     def timer(self) -> threading.Timer | None:
         seconds = self._get_attempt_duration()

@@ -76,10 +76,14 @@ async def instance() -> AsyncIterator[Instance]:
 async def heard(cluster: Cluster, *news: tuple[str, str]) -> None:
     """Returns when the cluster has told all of these, as kind and node, in whatever order."""
     missing = set(news)
-    async for event in cluster.events():
-        missing.discard((event.kind, event.node))
-        if not missing:
-            return
+    try:
+        async with asyncio.timeout(SOON_S):
+            async for event in cluster.events():
+                missing.discard((event.kind, event.node))
+                if not missing:
+                    return
+    except TimeoutError:
+        raise AssertionError(f"never heard of {missing}, but of {list(cluster.events())}") from None
 
 
 async def test_a_job_that_loses_its_instance_comes_back_as_another_node(batch: Batch, docker_engine: Engine) -> None:
