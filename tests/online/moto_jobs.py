@@ -23,6 +23,8 @@ LABEL, _, LABEL_VALUE = os.environ.get("MOTO_JOB_LABEL", "moto.batch").partition
 STOP_TIMEOUT_S = int(os.environ.get("ECS_CONTAINER_STOP_TIMEOUT", "30"))
 ROOM_POLL_S = 0.1
 ENDED = ("SUCCEEDED", "FAILED")
+GONE = (404, 409)
+"""What the engine answers of a container that is not there, or is about to be removed."""
 EXITED = "Essential container in task exited"
 HOST_GONE = "Host EC2 (instance i-0123456789abcdef0) terminated."
 """Of a container that somebody else has removed: nothing is left of it, as where its instance is gone."""
@@ -268,7 +270,9 @@ class ContainerJob(Job):
                 moment = unix_time_millis(datetime.fromisoformat(when[:26].rstrip("Z")))
                 self._log_backend.put_log_events(self.log_group, self.log_stream_name, [{"timestamp": moment, "message": text}])
             self.see_how_it_ended(self.container.wait()["StatusCode"])
-        except docker.errors.NotFound:
+        except docker.errors.APIError as error:
+            if error.status_code not in GONE:
+                raise
             self.job_stopped_reason = HOST_GONE
         finally:
             if timer:
@@ -289,7 +293,7 @@ class ContainerJob(Job):
         try:
             self.container.remove(force=True)
         except docker.errors.APIError as error:
-            if error.status_code not in (404, 409):  # it is gone, or somebody else is about to remove it
+            if error.status_code not in GONE:
                 raise
         self.container = None
 
