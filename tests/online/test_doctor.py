@@ -65,9 +65,11 @@ async def test_an_image_without_this_package_is_named(docker: Engine) -> None:
 
 @pytest.mark.online("docker")
 async def test_an_address_that_containers_do_not_reach_is_named(docker: Engine) -> None:
-    code, findings = await doctor("-l", "docker", "--image", docker.image, "--advertise", "127.0.0.1:1")
+    there = ("--network", "bridge", "--advertise", "127.0.0.1")
+    code, findings = await doctor("-l", "docker", "--image", docker.image, *there)
     assert code == 1
     assert list(failed(findings)) == ["address"]
+    assert "a container does not reach this process at 127.0.0.1: ConnectionRefusedError" in findings["address"]["detail"]
 
 
 @pytest.mark.online("docker")
