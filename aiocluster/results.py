@@ -42,6 +42,8 @@ LONGEST_NAME = 800
 """Bytes of UTF-8: a key of S3 has at most 1024, with the prefix."""
 LONGEST_PART = 250
 """Bytes of UTF-8 between slashes: file systems take 255, and the manifest appends ".json"."""
+LARGEST = 1 << 63
+"""No file has so many bytes."""
 ENTRIES_AT_ONCE = 16
 _CREATED = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00")
 
@@ -97,7 +99,10 @@ async def save(name: str, content: Any, *, place: Where | None = None, api: Api 
             return await _put(store, name, "pickle", await in_thread(lambda _stop: Source.of_bytes(pickled, name)))
         path = Path(content)
         with _opened(path) as descriptor:
-            source = await in_thread(lambda stop: Source.of_file(descriptor, str(path), stop))
+            try:
+                source = await in_thread(lambda stop: Source.of_file(descriptor, str(path), stop))
+            except OSError as error:
+                raise ResultsError(f"{path} cannot be read: {error}") from error
             return await _put(store, name, "file", source)
 
 
@@ -280,11 +285,11 @@ async def _entry(store: Store, name: str) -> Entry:
             and re.fullmatch(r"[0-9a-f]{64}", entry.sha256) is not None
             and entry.key == _data_key(name, entry.sha256)  # nothing else is ever read or written because of an entry
             and type(entry.size) is int
-            and entry.size >= 0
+            and 0 <= entry.size < LARGEST
             and entry.format in ("pickle", "file")
             and _CREATED.fullmatch(entry.created) is not None
         )
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         sound = False
     if entry is None or not sound:
         raise ResultsError(f"{store.where}/{_entry_key(name)} is no entry of a manifest of this version of aiocluster")
@@ -296,9 +301,9 @@ async def _entry(store: Store, name: str) -> Entry:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Any:
-    if path.is_dir():
-        raise ResultsError(f"{path} is a folder: save its files one by one, or an archive of it (shutil.make_archive)")
     try:
+        if path.is_dir():
+            raise ResultsError(f"{path} is a folder: save its files one by one, or an archive of it (shutil.make_archive)")
         descriptor = open_file(path)
     except OSError as error:
         raise ResultsError(f"{path} cannot be read: {error}") from error

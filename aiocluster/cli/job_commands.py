@@ -170,7 +170,7 @@ async def _wait(api: Api, id: str) -> Job:
         text = f"{job.status}: {job.reason}" if job.reason else job.status
         if text != told:
             told = text
-            typer.echo(f"{datetime.now().astimezone():%H:%M:%S} {text}", err=True)
+            typer.echo(f"{datetime.now().astimezone():%H:%M:%S} {plain(text)}", err=True)
         if job.ended:
             return job
         await asyncio.sleep(POLL_S)
@@ -186,7 +186,7 @@ def _tell(text: str) -> None:
 
 def _say_end(job: Job) -> None:
     duration = lasted(job.lasted(datetime.now(UTC)))
-    why = f": {job.reason}" if job.reason else ""
+    why = plain(f": {job.reason}") if job.reason else ""
     code = "" if job.exit_code is None else f", exit code {job.exit_code}"
     typer.echo(f"job {job.name} {job.status} after {duration}{code}{why}", err=True)
 

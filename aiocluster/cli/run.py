@@ -180,16 +180,20 @@ def _use_uvloop() -> None:
 
 
 def _let_sigterm_cancel() -> list[int]:
-    """SIGTERM does what SIGINT does, once; a script that handles it by itself, as `aiocluster.run` does, goes first.
+    """SIGTERM does what Ctrl-C does, and a second one ends the process at once.
+
+    A script that handles it by itself, as `aiocluster.run` does, goes first.
 
     Returns: what is not empty after SIGTERM.
     """
     terminated: list[int] = []
 
     def terminate(signum: int, _frame: FrameType | None) -> None:
-        if not terminated:
-            terminated.append(signum)
-            signal.raise_signal(signal.SIGINT)
+        terminated.append(signum)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one is meant
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell does for what runs in the background
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.raise_signal(signal.SIGINT)
 
     signal.signal(signal.SIGTERM, terminate)
     return terminated

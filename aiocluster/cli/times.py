@@ -19,10 +19,13 @@ def moment(text: str, now: datetime | None = None) -> datetime:
     """
     ago = _AGO.fullmatch(text.strip())
     if ago is not None:
-        return (now or datetime.now(UTC)) - timedelta(seconds=float(ago[1]) * _UNITS[ago[2]])
+        try:
+            return (now or datetime.now(UTC)) - timedelta(seconds=float(ago[1]) * _UNITS[ago[2]])
+        except OverflowError:
+            raise ValueError(f"{text!r} is longer ago than there are years") from None
     try:
         return datetime.fromisoformat(text).astimezone(UTC)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise ValueError(f"{text!r} is neither so long ago (90s, 15m, 3h, 7d) nor a time such as 2030-01-31T08:00") from None
 
 

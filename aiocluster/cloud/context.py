@@ -7,6 +7,7 @@ import io
 import json
 import os
 import posixpath
+import re
 import sys
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -74,7 +75,7 @@ def write_context(what: Script | Folder, file: IO[bytes]) -> Mapping[str, str]:
             if isinstance(what, Folder):
                 return _add_folder(what, tar)
             return _add_script(what, tar)
-    except (OSError, UnicodeDecodeError) as error:  # the latter of a .dockerignore
+    except (OSError, ValueError, re.error) as error:  # the last two of a .dockerignore
         raise LaunchError(f"{what.path} cannot be made into an image: {error}") from error
 
 

@@ -171,8 +171,8 @@ class FolderStore:
         def write(stop: threading.Event) -> None:
             target = self._folder / key
             incoming = self._folder / INCOMING / secrets.token_hex(8)
-            incoming.parent.mkdir(parents=True, exist_ok=True)
             try:
+                incoming.parent.mkdir(parents=True, exist_ok=True)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with incoming.open("xb") as file:
                     for offset in range(0, source.size, PART_BYTES):
@@ -186,7 +186,8 @@ class FolderStore:
             except OSError as error:
                 raise ResultsError(f"{target} cannot be written: {error}") from error
             finally:
-                incoming.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # where the folder could not be made, there is no file in it
+                    incoming.unlink(missing_ok=True)
 
         await in_thread(write)
 
@@ -199,6 +200,8 @@ class FolderStore:
                 with self._read_errors(key):
                     part = await in_thread(lambda _stop, length=length, offset=offset: os.pread(descriptor, length, offset))  # type: ignore[misc]
                 yield part
+                if len(part) < length:
+                    return
         finally:
             os.close(descriptor)
 
@@ -281,20 +284,27 @@ class S3Store:
         """The next parts are fetched while one is looked at."""
         key = self._prefix + key
         offsets = iter(range(0, size, PART_BYTES))
-        coming: deque[asyncio.Task[bytes]] = deque()
+        coming: deque[tuple[asyncio.Task[bytes], int]] = deque()
         try:
             while True:
                 while len(coming) < AT_ONCE and (offset := next(offsets, None)) is not None:
                     last = min(offset + PART_BYTES, size) - 1
                     fetching = self._fetch(key, Range=f"bytes={offset}-{last}")
-                    coming.append(asyncio.create_task(fetching, name=f"aiocluster results: bytes from {offset}"))
+                    task = asyncio.create_task(fetching, name=f"aiocluster results: bytes from {offset}")
+                    coming.append((task, last + 1 - offset))
                 if not coming:
                     return
-                yield await coming.popleft()
+                task, length = coming[0]
+                part = await task
+                coming.popleft()
+                yield part
+                if len(part) < length:
+                    return
         finally:
-            for task in coming:
+            tasks = [task for task, _ in coming]
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*coming, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def get(self, key: str) -> bytes:
         return await self._fetch(self._prefix + key, Range=f"bytes=0-{SMALL_BYTES - 1}")

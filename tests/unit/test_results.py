@@ -127,6 +127,23 @@ async def test_a_pipe_in_the_place_of_content_or_of_an_entry_holds_nobody(tmp_pa
             await results.load("n", place=tmp_path)
 
 
+async def test_a_size_that_is_a_lie_ends_where_the_content_does(place: dict[str, Any]) -> None:
+    entry = await results.save("n", 1, **place)
+    replace_content(place, "manifest/n.json", json.dumps(asdict(entry) | {"size": 10**15}).encode())
+    with pytest.raises(ResultsError, match="'n' is damaged"):
+        await results.load("n", **place)
+
+
+async def test_a_place_that_cannot_be_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", Path("/proc/nowhere")):
+        with pytest.raises(ResultsError, match="cannot be written"):
+            await results.save("n", 1, place=place)
+    for path in (Path("/proc/self/mem"), Path("x" * 5000)):
+        with pytest.raises(ResultsError, match="cannot be read"):
+            await results.save("n", path, place=tmp_path)
+
+
 async def test_an_entry_without_an_end_is_no_entry(place: dict[str, Any]) -> None:
     await results.save("n", 1, **place)
     replace_content(place, "manifest/n.json", b" " * (1 << 20) + b"{}")
@@ -177,6 +194,7 @@ async def test_damaged_content_is_told_and_not_unpickled(
         {"name": "other"},
         {"size": -1},
         {"size": "9"},
+        {"size": 10**400},
         {"sha256": "../../../etc/passwd"},
         {"format": "script"},
         {"created": None},

@@ -103,6 +103,14 @@ async def test_waiting_goes_on_where_aws_does_not_answer(
     assert paused
 
 
+async def test_a_reason_steers_no_terminal(account: FakeAccount, capsys: pytest.CaptureFixture[str]) -> None:
+    account.add("m", tags=MINE, status="FAILED", statusReason="\x1b]0;owned\x07", container={"exitCode": 5})
+    assert await logs("m", None, None, follow=True, workers=False, folder=None) == 5
+    said = capsys.readouterr().err
+    assert "\x1b" not in said
+    assert "owned" in said
+
+
 async def test_lines_are_written_to_files_or_the_trouble_with_them_is_told(account: FakeAccount, tmp_path: Path) -> None:
     account.add("m", tags=MINE, status="SUCCEEDED", container={"logStreamName": "s"})
     account.events["s"] = [(1, "one"), (2, "two \udcff")]

@@ -195,3 +195,19 @@ def test_from_env_tells_the_constructor_what_the_variables_say(
     assert seen.pop("output") == "forward"
     del seen["settings"]
     assert json.dumps(seen) == json.dumps(told)
+
+
+@pytest.mark.parametrize("body", ["asyncio.run(asyncio.sleep(60))", "time.sleep(60)"])
+def test_sigterm_ends_it_also_where_a_shell_ignores_interrupts(script: Path, body: str) -> None:
+    script.write_text(f"import asyncio, time\nprint('up', flush=True)\n{body}\n")
+    command = [sys.executable, "-m", "aiocluster.cli.main", "run", str(script)]
+    ignore = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
+    process = subprocess.Popen([sys.executable, "-c", ignore, *command], stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        process.terminate()
+        assert process.wait(30) == 143
+    finally:
+        process.kill()
+        process.communicate()

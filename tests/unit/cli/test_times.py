@@ -55,3 +55,9 @@ def test_how_long(seconds: float, text: str) -> None:
 
 def test_how_long_is_not_known() -> None:
     assert lasted(None) == ""
+
+
+@pytest.mark.parametrize("text", ["99999999999999d", "999999999d", "9999-12-31T23:59:59-14:00"])
+def test_a_time_that_no_calendar_has_is_none(text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        moment(text)

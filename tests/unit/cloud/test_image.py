@@ -278,6 +278,10 @@ async def test_what_cannot_be_read_is_told(project: Path, monkeypatch: pytest.Mo
     (project / ".dockerignore").write_bytes(b"\xff\n")
     with pytest.raises(LaunchError, match=r"\. cannot be made into an image: 'utf-8' codec"):
         await build(as_engine(Builder()), Folder(), "a:1")
+    for pattern in ("foo\\", "[z-a]"):
+        (project / ".dockerignore").write_text(f"{pattern}\n")
+        with pytest.raises(LaunchError, match="cannot be made into an image"):
+            await build(as_engine(Builder()), Folder(), "a:1")
     (project / ".dockerignore").unlink()
 
     def refuse(*_: object, **__: object) -> None:
